@@ -1,0 +1,88 @@
+"""Linear layers with learned noise (Fortunato et al. 2018, "Noisy Networks for Exploration", NoisyNet below)."""
+
+import math
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+#: Default of ``sigma0`` for each kind of noise (NoisyNet section 3.2)
+SIGMA0 = {"factorised": 0.5, "independent": 0.017}
+
+#: From so many rows on, forming the noisy weights is cheaper than a second product
+MATERIALISE_FROM = 32
+
+
+class NoisyLinear(nn.Module):
+    r"""
+    :math:`y = (\mu^w + \sigma^w \odot \varepsilon^w) x + \mu^b + \sigma^b \odot \varepsilon^b` (NoisyNet eq. 9).
+
+    The noise is either *factorised*, :math:`\varepsilon^w_{ij} = f(\varepsilon_i) f(\varepsilon_j)`,
+    :math:`\varepsilon^b_j = f(\varepsilon_j)` with :math:`f(x) = \mathrm{sgn}(x) \sqrt{|x|}` (eq. 10 and 11), or
+    *independent*: every :math:`\varepsilon` its own unit normal.
+
+    Whether there is noise is said by each call, not by train and eval mode. The noise is no part of the ``state_dict``: it is
+    drawn by ``reset_noise`` and stays until the next draw.
+
+    :param in_features: size of each input
+    :param out_features: size of each output
+    :param noise: ``"factorised"`` or ``"independent"``
+    :param sigma0: initial noise: ``sigma0 / sqrt(in_features)`` if factorised, ``sigma0`` if independent
+    """
+
+    def __init__(self, in_features: int, out_features: int, noise: str = "factorised", sigma0: float = 0.5) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.noise = noise
+        self.sigma0 = sigma0
+        self.weight_mu = nn.Parameter(th.empty(out_features, in_features))
+        self.weight_sigma = nn.Parameter(th.empty(out_features, in_features))
+        self.bias_mu = nn.Parameter(th.empty(out_features))
+        self.bias_sigma = nn.Parameter(th.empty(out_features))
+        # f(eps) of inputs and outputs if factorised, the noise of weights and biases if independent
+        shapes = ((in_features,), (out_features,)) if noise == "factorised" else ((out_features, in_features), (out_features,))
+        self.weight_noise: th.Tensor
+        self.bias_noise: th.Tensor
+        self.register_buffer("weight_noise", th.zeros(shapes[0]), persistent=False)
+        self.register_buffer("bias_noise", th.zeros(shapes[1]), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as in NoisyNet section 3.2."""
+        factorised = self.noise == "factorised"
+        bound = math.sqrt((1 if factorised else 3) / self.in_features)
+        sigma = self.sigma0 / math.sqrt(self.in_features) if factorised else self.sigma0
+        for mu in (self.weight_mu, self.bias_mu):
+            nn.init.uniform_(mu, -bound, bound)
+        for deviation in (self.weight_sigma, self.bias_sigma):
+            nn.init.constant_(deviation, sigma)
+
+    def reset_noise(self) -> None:
+        """Draw new noise, from torch's global generator of the layer's device."""
+        for noise in (self.weight_noise, self.bias_noise):
+            noise.normal_()
+            if self.noise == "factorised":
+                noise.copy_(noise.sign() * noise.abs().sqrt())
+
+    def forward(self, x: th.Tensor, deterministic: bool) -> th.Tensor:
+        """
+        :param x: ``[..., in_features]``
+        :param deterministic: use the mean weights; else those under the noise drawn last
+        :return: ``[..., out_features]``
+        """
+        if deterministic:
+            return F.linear(x, self.weight_mu, self.bias_mu)
+        bias = th.addcmul(self.bias_mu, self.bias_sigma, self.bias_noise)
+        if self.noise == "independent":
+            return F.linear(x, th.addcmul(self.weight_mu, self.weight_sigma, self.weight_noise), bias)
+        if len(x) < MATERIALISE_FROM and not th.is_grad_enabled():
+            # f(e_j) (sigma (f(e_i) x)): acting on a few observations, forming the weights would cost more than all the rest
+            noise = self.bias_noise * F.linear(x * self.weight_noise, self.weight_sigma)
+            return F.linear(x, self.weight_mu, bias) + noise
+        weight_noise = th.outer(self.bias_noise, self.weight_noise)
+        return F.linear(x, th.addcmul(self.weight_mu, self.weight_sigma, weight_noise), bias)
+
+    def extra_repr(self) -> str:
+        """:return: what ``print`` shows"""
+        return f"{self.in_features}, {self.out_features}, noise={self.noise!r}, sigma0={self.sigma0}"

@@ -1,0 +1,273 @@
+"""Policies: SB3's Q-network, with dueling streams (Wang et al. 2016) and noisy layers (Fortunato et al. 2018)."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
+from torch import nn
+
+from sb3_rainbow.noisy import SIGMA0, NoisyLinear
+
+#: What ``noisy`` may be
+NOISY = (*SIGMA0, False)
+
+
+class NatureConvolutions(NatureCNN):
+    """
+    The convolutions of ``NatureCNN`` without its linear layer: in Rainbow that layer belongs to the streams, and is noisy.
+
+    :param observation_space: image space, channels first
+    :param normalized_image: see ``NatureCNN``
+    """
+
+    def __init__(self, observation_space: spaces.Box, normalized_image: bool = False) -> None:
+        super().__init__(observation_space, normalized_image=normalized_image)
+        self._features_dim = int(self.linear[0].in_features)  # type: ignore[arg-type]
+        del self.linear
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: ``[batch, channels, height, width]``
+        :return: ``[batch, features_dim]``
+        """
+        return self.cnn(observations)
+
+
+class Stream(nn.Sequential):
+    """
+    Fully connected layers, each but the last followed by an activation.
+
+    :param in_features: size of each input
+    :param out_features: size of each output
+    :param net_arch: sizes of the hidden layers
+    :param activation_fn: activation
+    :param noisy: kind of the noise, or False for plain layers
+    :param sigma0: initial noise, see ``NoisyLinear``
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        net_arch: list[int],
+        activation_fn: type[nn.Module],
+        noisy: str | bool,
+        sigma0: float,
+    ) -> None:
+        layers: list[nn.Module] = []
+        sizes = [in_features, *net_arch, out_features]
+        for size, next_size in pairwise(sizes):
+            layers += [
+                NoisyLinear(size, next_size, str(noisy), sigma0) if noisy else nn.Linear(size, next_size),
+                activation_fn(),
+            ]
+        super().__init__(*layers[:-1])
+
+    def forward(self, x: th.Tensor, deterministic: bool) -> th.Tensor:  # type: ignore[override]
+        """
+        :param x: ``[batch, in_features]``
+        :param deterministic: mean weights, else those under the noise drawn last
+        :return: ``[batch, out_features]``
+        """
+        for layer in self:
+            x = layer(x, deterministic) if isinstance(layer, NoisyLinear) else layer(x)
+        return x
+
+
+class NoisyQNetwork(QNetwork):
+    """
+    Q-network whose fully connected layers can be noisy. Without noise it is SB3's ``QNetwork``, initialised by the same draws.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param features_extractor: network that comes first
+    :param features_dim: number of features that it gives
+    :param net_arch: sizes of the hidden layers after the features
+    :param activation_fn: activation function
+    :param normalize_images: divide images by 255
+    :param noisy: ``"factorised"``, ``"independent"``, or False
+    :param sigma0: initial noise, see ``NoisyLinear``
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        noisy: str | bool = "factorised",
+        sigma0: float = 0.5,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, features_extractor, features_dim, net_arch, activation_fn, normalize_images
+        )
+        self.noisy = noisy
+        self.sigma0 = sigma0
+        self._make_head()
+        self.noisy_layers = [module for module in self.modules() if isinstance(module, NoisyLinear)]
+
+    def _make_head(self) -> None:
+        if self.noisy:
+            self.q_net = self._make_stream(int(self.action_space.n))
+
+    def _make_stream(self, out_features: int) -> Stream:
+        return Stream(self.features_dim, out_features, self.net_arch, self.activation_fn, self.noisy, self.sigma0)
+
+    def _head(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
+        return self.q_net(features, deterministic) if self.noisy else self.q_net(features)
+
+    def reset_noise(self) -> None:
+        """Draw new noise for every noisy layer, independently."""
+        for layer in self.noisy_layers:
+            layer.reset_noise()
+
+    def mean_sigma(self) -> float:
+        """:return: mean of ``|sigma|`` over all weights and biases of the noisy layers; 0 without any"""
+        sigmas = [sigma.detach().abs() for layer in self.noisy_layers for sigma in (layer.weight_sigma, layer.bias_sigma)]
+        return float(sum(sigma.sum() for sigma in sigmas) / max(1, sum(sigma.numel() for sigma in sigmas)))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
+        """
+        :param obs: ``[batch, *obs_shape]``, or a dict of those
+        :param deterministic: mean weights, else those under the noise drawn last
+        :return: ``[batch, n_actions]``: Q-values
+        """
+        return self._head(self.extract_features(obs, self.features_extractor), deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
+        """
+        Greedy actions; under new noise unless ``deterministic``. Whether the network is in training mode plays no role: SB3
+        acts in evaluation mode.
+
+        :param observation: ``[batch, *obs_shape]``, or a dict of those
+        :param deterministic: mean weights, and no random number is drawn
+        :return: ``[batch]`` int64
+        """
+        if not deterministic:
+            self.reset_noise()
+        return self(observation, deterministic).argmax(dim=1)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | {"noisy": self.noisy, "sigma0": self.sigma0}
+
+
+class DuelingQNetwork(NoisyQNetwork):
+    r"""
+    :math:`q(s, a) = v(s) + A(s, a) - \frac{1}{|A|} \sum_{a'} A(s, a')` (Wang et al. 2016, eq. 9). The streams of value and
+    advantage part right after the features; each has the hidden layers of ``net_arch``. Parameters: see ``NoisyQNetwork``.
+    """
+
+    def _make_head(self) -> None:
+        del self.q_net  # SB3's single stream
+        self.value_stream = self._make_stream(1)
+        self.advantage_stream = self._make_stream(int(self.action_space.n))
+
+    def _head(self, features: th.Tensor, deterministic: bool) -> th.Tensor:
+        values = self.value_stream(features, deterministic)
+        advantages = self.advantage_stream(features, deterministic)
+        return values + advantages - advantages.mean(dim=1, keepdim=True)
+
+
+class RainbowPolicy(DQNPolicy):
+    """
+    Policy with an online and a target Q-network. ``RainbowDQN`` passes on its own ``dueling``, ``noisy`` and ``sigma0``.
+
+    :param observation_space: observation space
+    :param action_space: action space
+    :param lr_schedule: learning rate schedule
+    :param net_arch: sizes of the hidden layers after the features: of each stream, with ``dueling``. By default
+        ``[512]`` after ``NatureConvolutions``, none after ``NatureCNN``, else ``[64, 64]``
+    :param activation_fn: activation function
+    :param features_extractor_class: features extractor; None for the class's own default
+    :param features_extractor_kwargs: its keyword arguments
+    :param normalize_images: divide images by 255
+    :param optimizer_class: optimiser, ``th.optim.Adam`` by default
+    :param optimizer_kwargs: its keyword arguments, without the learning rate
+    :param dueling: value and advantage streams
+    :param noisy: ``"factorised"`` or ``"independent"`` noise in the fully connected layers, or False
+    :param sigma0: initial noise, see ``NoisyLinear``; None for the default of the kind
+    """
+
+    q_net: NoisyQNetwork
+    q_net_target: NoisyQNetwork
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Discrete,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        dueling: bool = True,
+        noisy: str | bool = "factorised",
+        sigma0: float | None = None,
+    ) -> None:
+        self.dueling = dueling
+        self.noisy = noisy
+        self.sigma0 = SIGMA0.get(str(noisy), 0.0) if sigma0 is None else sigma0
+        if features_extractor_class is None:
+            features_extractor_class = self._default_extractor()
+        if net_arch is None and features_extractor_class is NatureConvolutions:
+            net_arch = [512]
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch,
+            activation_fn,
+            features_extractor_class,
+            features_extractor_kwargs,
+            normalize_images,
+            optimizer_class,
+            optimizer_kwargs,
+        )
+
+    def _default_extractor(self) -> type[BaseFeaturesExtractor]:
+        return FlattenExtractor
+
+    def make_q_net(self) -> NoisyQNetwork:
+        """:return: a new Q-network, with a features extractor of its own"""
+        net_args = self._update_features_extractor(self.net_args, features_extractor=None)
+        network_class = DuelingQNetwork if self.dueling else NoisyQNetwork
+        return network_class(**net_args, noisy=self.noisy, sigma0=self.sigma0).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parts = {"dueling": self.dueling, "noisy": self.noisy, "sigma0": self.sigma0}
+        return super()._get_constructor_parameters() | parts
+
+
+MlpPolicy = RainbowPolicy
+
+
+class CnnPolicy(RainbowPolicy):
+    """
+    Policy for images. After the convolutions come one or two streams with 512 hidden units (Rainbow's network);
+    without dueling and noise it is SB3's ``CnnPolicy``. Parameters: see ``RainbowPolicy``.
+    """
+
+    def _default_extractor(self) -> type[BaseFeaturesExtractor]:
+        return NatureConvolutions if self.dueling or self.noisy else NatureCNN
+
+
+class MultiInputPolicy(RainbowPolicy):
+    """Policy for dict observations. Parameters: see ``RainbowPolicy``."""
+
+    def _default_extractor(self) -> type[BaseFeaturesExtractor]:
+        return CombinedExtractor

@@ -1,0 +1,442 @@
+"""RainbowDQN: SB3's DQN with the parts of Rainbow."""
+
+import io
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import (
+    DictReplayBufferSamples,
+    GymEnv,
+    MaybeCallback,
+    ReplayBufferSamples,
+    Schedule,
+)
+from stable_baselines3.dqn.dqn import DQN
+
+from sb3_rainbow import losses
+from sb3_rainbow.arguments import check_choice, check_integer, check_number
+from sb3_rainbow.policies import NOISY, CnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
+from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
+from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
+
+SelfRainbowDQN = TypeVar("SelfRainbowDQN", bound="RainbowDQN")
+Samples = PrioritizedReplayBufferSamples | ReplayBufferSamples | DictReplayBufferSamples
+
+#: Added to every priority, so that no transition is lost for ever (PER section 3.3)
+PRIORITY_EPS = 1e-6
+#: Adam's epsilon (Rainbow, table 1)
+ADAM_EPS = 1.5e-4
+
+
+class RainbowDQN(DQN):
+    r"""
+    Deep Q-Network with five of the six parts of Rainbow: double Q-learning, dueling streams, prioritized replay,
+    n-step returns and noisy layers. The sixth, the categorical distribution, is not in it yet.
+
+    Each part can be switched off alone. With all of them off (``n_steps=1, double_q=False, dueling=False, noisy=False,
+    prioritized=False``) it is SB3's DQN, bit for bit.
+
+    Papers: https://arxiv.org/abs/1710.02298 (Rainbow), https://arxiv.org/abs/1509.06461 (double Q-learning),
+    https://arxiv.org/abs/1511.06581 (dueling), https://arxiv.org/abs/1511.05952 (PER), https://arxiv.org/abs/1706.10295
+    (NoisyNet)
+
+    Defaults are those of SB3's DQN, but for Adam's epsilon: it is 1.5e-4 (Rainbow, table 1) unless every part is off
+    or ``policy_kwargs`` sets ``optimizer_class`` or the ``eps`` of ``optimizer_kwargs``.
+
+    Departure: DQN's epsilon-greedy exploration goes on beside the noise; the paper's Rainbow has none
+    (``exploration_initial_eps=exploration_final_eps=0``).
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a subclass of ``RainbowPolicy``
+    :param env: environment to learn from, or its registered name
+    :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
+    :param buffer_size: most transitions kept in the replay buffer
+    :param learning_starts: environment steps before learning starts; actions are random until then
+    :param batch_size: transitions in an update
+    :param tau: coefficient of the soft update of the target network; 1 copies it
+    :param gamma: discount of one step
+    :param train_freq: environment steps between trainings, or a tuple like ``(2, "episode")``
+    :param gradient_steps: updates in each training; -1 for as many as there were environment steps
+    :param replay_buffer_class: replay buffer; None for ``PrioritizedNStepReplayBuffer``, or SB3's own with
+        ``prioritized=False, n_steps=1``. A class given here decides itself about priorities and n-step returns
+    :param replay_buffer_kwargs: keyword arguments for the replay buffer
+    :param optimize_memory_usage: only for SB3's own buffers; ours always stores frames once
+    :param n_steps: longest window of the n-step return; 1 for none
+    :param target_update_interval: environment steps between updates of the target network
+    :param exploration_fraction: share of the training during which epsilon falls
+    :param exploration_initial_eps: initial probability of a random action, tossed for each environment by itself
+    :param exploration_final_eps: final probability of a random action
+    :param max_grad_norm: largest norm of the gradient
+    :param stats_window_size: episodes over which the logged statistics are averaged
+    :param tensorboard_log: folder for TensorBoard; None for no log
+    :param policy_kwargs: keyword arguments for the policy
+    :param verbose: 0 for no output, 1 for information, 2 for debugging
+    :param seed: seed of all random generators, the replay buffer's too
+    :param device: device of the networks
+    :param double_q: the online network chooses the action whose value the target network gives
+    :param dueling: streams for value and advantage
+    :param noisy: ``"factorised"`` or ``"independent"`` noise in the fully connected layers, or False. The noise is drawn anew
+        for every action, and three times for every update; ``predict(..., deterministic=True)`` uses none
+    :param sigma0: initial noise; None for 0.5 (factorised) or 0.017 (independent)
+    :param prioritized: sample by priority
+    :param alpha: priority exponent, in [0, 1]
+    :param beta0: initial exponent of the importance weights, in [0, 1]; it grows to 1 over the training
+    :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
+    :param _init_setup_model: whether to build the networks at once
+    :raises ValueError: if an argument is out of range; it names the argument and the value
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: RainbowPolicy
+    q_net: NoisyQNetwork
+    q_net_target: NoisyQNetwork
+
+    def __init__(
+        self,
+        policy: str | type[RainbowPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 32,
+        tau: float = 1.0,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 4,
+        gradient_steps: int = 1,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 3,
+        target_update_interval: int = 10000,
+        exploration_fraction: float = 0.1,
+        exploration_initial_eps: float = 1.0,
+        exploration_final_eps: float = 0.05,
+        max_grad_norm: float = 10,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        double_q: bool = True,
+        dueling: bool = True,
+        noisy: str | bool = "factorised",
+        sigma0: float | None = None,
+        prioritized: bool = True,
+        alpha: float = 0.5,
+        beta0: float = 0.4,
+        storage_device: str = "cpu",
+        _init_setup_model: bool = True,
+    ) -> None:
+        _check_arguments(locals())
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            target_update_interval=target_update_interval,
+            exploration_fraction=exploration_fraction,
+            exploration_initial_eps=exploration_initial_eps,
+            exploration_final_eps=exploration_final_eps,
+            max_grad_norm=max_grad_norm,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.n_steps = n_steps
+        self.double_q = double_q
+        self.dueling = dueling
+        self.noisy = noisy
+        self.sigma0 = sigma0
+        self.prioritized = prioritized
+        self.alpha = alpha
+        self.beta0 = beta0
+        self.storage_device = storage_device
+        if _init_setup_model:
+            self._setup_model()
+
+    @property
+    def beta(self) -> float:
+        """Exponent of the importance weights: from ``beta0`` to 1, linear in the progress of training (PER section 3.4)."""
+        return min(1.0, self.beta0 + (1 - self.beta0) * (1 - self._current_progress_remaining))
+
+    def _setup_model(self) -> None:
+        # Also after `load`, where every attribute may have been given anew
+        _check_arguments(self.__dict__)
+        if not issubclass(self.policy_class, RainbowPolicy):
+            raise ValueError(
+                f"policy={self.policy_class}: must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a RainbowPolicy"
+            )
+        given = self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs
+        # SB3 builds from its own attributes: lend it ours. It would refuse, or warn about, n_steps with a buffer class
+        self.policy_kwargs = self._parts_of_policy() | self.policy_kwargs
+        if self.replay_buffer_class is None and (self.prioritized or self.n_steps > 1):
+            self.replay_buffer_class = PrioritizedNStepReplayBuffer
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, PrioritizedNStepReplayBuffer):
+            self.replay_buffer_kwargs = self._parts_of_replay() | self.replay_buffer_kwargs
+        self.n_steps = 1
+        super()._setup_model()
+        self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = given
+        self.sigma0 = self.policy.sigma0
+
+    def _parts_of_policy(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {"dueling": self.dueling, "noisy": self.noisy, "sigma0": self.sigma0}
+        any_part = self.n_steps > 1 or self.double_q or self.dueling or self.noisy or self.prioritized
+        if any_part and "optimizer_class" not in self.policy_kwargs:
+            parts["optimizer_kwargs"] = {"eps": ADAM_EPS} | self.policy_kwargs.get("optimizer_kwargs", {})
+        return parts
+
+    def _parts_of_replay(self) -> dict[str, Any]:
+        return {
+            "n_steps": self.n_steps,
+            "gamma": self.gamma,
+            "alpha": self.alpha if self.prioritized else 0.0,
+            "storage_device": self.storage_device,
+            "seed": self.seed,
+        }
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed python, NumPy, torch, the environments, the action space and the replay buffer.
+
+        :param seed: any integer; None changes nothing
+        """
+        super().set_random_seed(seed)
+        if seed is not None and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+            self.replay_buffer.seed(seed)
+
+    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+        """
+        Sample the replay buffer and do updates. Needs no environment.
+
+        :param gradient_steps: number of updates
+        :param batch_size: transitions in each
+        :raises ValueError: if a loss or a gradient is not finite; it names the first quantity that is not, and the parameters
+            are as they were before that update
+        """
+        # Switch to train mode (this affects batch norm / dropout)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+
+        update_losses, mean_weights = [], []
+        for _ in range(gradient_steps):
+            replay_data = self._sample(batch_size)
+            weights = getattr(replay_data, "weights", 1.0)
+            td_errors = self.td_errors(replay_data)
+            loss = losses.weighted_mean(losses.huber(td_errors), weights)
+
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            update_losses.append(loss.item())
+            if not math.isfinite(update_losses[-1] + grad_norm.item()):
+                self.policy.optimizer.zero_grad()
+                raise ValueError(_name_non_finite(replay_data, td_errors))
+            self.policy.optimizer.step()
+
+            if hasattr(self.replay_buffer, "update_priorities") and self.prioritized:
+                # PER section 3.3, proportional prioritization
+                priorities = td_errors.detach().abs() + PRIORITY_EPS
+                self.replay_buffer.update_priorities(replay_data.leaf_indices, priorities)  # type: ignore[union-attr]
+            mean_weights.append(float(th.as_tensor(weights).mean()))
+
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/loss", np.mean(update_losses))
+        self.logger.record("train/weight_mean", np.mean(mean_weights))
+
+    def _sample(self, batch_size: int) -> Samples:
+        assert self.replay_buffer is not None
+        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+            return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env, beta=self.beta)
+        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+
+    def td_errors(self, replay_data: Samples) -> th.Tensor:
+        r"""
+        :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient. New noise is drawn for each of the up to
+        three forward passes (NoisyNet section 3): of the online network on the next observations, where it chooses the
+        action, of the target network on them, and of the online network on the observations.
+
+        :param replay_data: a batch, as sampled from any of SB3's replay buffers or ours
+        :return: ``[batch, 1]`` float32, differentiable in the online network's parameters
+        """
+        # Without n-step returns, the discount is that of one step
+        discounts = getattr(replay_data, "discounts", None)
+        discounts = self.gamma if discounts is None else discounts
+        with th.no_grad():
+            choosing = self._noisy_q_values(self.q_net, replay_data.next_observations) if self.double_q else None
+            next_q_values = self._noisy_q_values(self.q_net_target, replay_data.next_observations)
+            next_values = losses.next_state_values(next_q_values, choosing)
+            targets = losses.td_target(replay_data.rewards, replay_data.dones, discounts, next_values)
+        q_values = self._noisy_q_values(self.q_net, replay_data.observations)
+        return targets - q_values.gather(1, replay_data.actions.long())
+
+    @staticmethod
+    def _noisy_q_values(q_net: NoisyQNetwork, observations: Any) -> th.Tensor:
+        q_net.reset_noise()
+        return q_net(observations, deterministic=False)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Actions for observations. Without ``deterministic`` they are greedy under newly drawn noise, and each environment's is
+        random with probability ``exploration_rate``; so does RL Zoo evaluate on Atari.
+
+        :param observation: one observation, or one for each environment
+        :param state: not used
+        :param episode_start: not used
+        :param deterministic: greedy in the mean weights; draws no random number
+        :return: actions, and ``state``
+        """
+        if deterministic:
+            return self.policy.predict(observation, state, episode_start, deterministic=True)
+        # SB3's own sources of random numbers: with one environment these are the draws of its DQN
+        vectorized = self.policy.is_vectorized_observation(observation)
+        n_envs = (
+            len(next(iter(observation.values())) if isinstance(observation, Mapping) else observation) if vectorized else 1
+        )
+        explore = np.random.rand(n_envs) < self.exploration_rate  # noqa: NPY002
+        actions = np.zeros(n_envs, dtype=np.int64)
+        if not explore.all():
+            actions[:] = self.policy.predict(observation, state, episode_start, deterministic=False)[0]
+        actions[explore] = [self.action_space.sample() for _ in range(explore.sum())]
+        return actions if vectorized else actions.reshape(()), state
+
+    def learn(
+        self: SelfRainbowDQN,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "RainbowDQN",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfRainbowDQN:
+        """
+        Train. See SB3's ``DQN.learn``.
+
+        :param total_timesteps: environment steps to train for
+        :param callback: called at every step
+        :param log_interval: episodes between logs
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: start counting steps at 0
+        :param progress_bar: show a progress bar
+        :return: the model
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
+            # The environments are about to be reset: no window may go on from before into after
+            self.replay_buffer.truncate_last_trajectory()
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+            self.logger.record("replay/size_gib", self.replay_buffer.size_gib)
+        return result
+
+    def dump_logs(self) -> None:
+        """Write the log: SB3's, and beta, the mean noise and the largest priority."""
+        if self.prioritized and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+            self.logger.record("train/beta", self.beta)
+            self.logger.record("train/priority_max", self.replay_buffer.max_priority)
+        if self.noisy:
+            self.logger.record("train/noise_sigma", self.q_net.mean_sigma())
+        super().dump_logs()
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file. A pickle can run any code: load only files that you trust.
+
+        :param path: file that ``save_replay_buffer`` wrote
+        :param truncate_last_traj: close the episodes that were running when it was saved
+        :raises ValueError: if it was made for other spaces, another number of environments, or other settings; it names both
+            values, and the model keeps its own buffer
+        """
+        current = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        loaded = self.replay_buffer
+        expected = {"observation_space": self.observation_space, "action_space": self.action_space, "n_envs": self.n_envs}
+        if isinstance(loaded, PrioritizedNStepReplayBuffer):
+            parts = self._parts_of_replay() | self.replay_buffer_kwargs
+            expected |= {name: parts[name] for name in ("n_steps", "gamma", "alpha")}
+            if truncate_last_traj:
+                loaded.truncate_last_trajectory()
+        for name, value in expected.items():
+            if getattr(loaded, name) != value:
+                self.replay_buffer = current
+                raise ValueError(
+                    f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model"
+                )
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: of ``RainbowDQN``, by name
+    :raises ValueError: if one is out of range; what SB3 checks itself is left to it
+    """
+    for name in ("buffer_size", "batch_size", "n_steps", "target_update_interval"):
+        check_integer(name, arguments[name], 1)
+    check_integer("learning_starts", arguments["learning_starts"], 0)
+    check_integer("gradient_steps", arguments["gradient_steps"], -1)
+    if isinstance(arguments["train_freq"], int):
+        check_integer("train_freq", arguments["train_freq"], 1)
+    for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
+        check_number(name, arguments[name], 0, 1)
+    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
+    check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
+    for name in ("double_q", "dueling", "prioritized"):
+        check_choice(name, arguments[name], (True, False))
+    check_choice("noisy", arguments["noisy"], NOISY)
+    if arguments["sigma0"] is not None:
+        check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
+
+
+def _name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:
+    """Which quantity of an update is the first that is not finite."""
+    quantities: dict[str, Any] = {"rewards": replay_data.rewards}
+    for name in ("observations", "next_observations"):
+        observations = getattr(replay_data, name)
+        quantities |= (
+            {f"{name}[{key!r}]": entry for key, entry in observations.items()}
+            if isinstance(observations, Mapping)
+            else {name: observations}
+        )
+    quantities |= {"weights": getattr(replay_data, "weights", None), "td_errors": td_errors.detach()}
+    for name, values in quantities.items():
+        if values is not None and not values.isfinite().all():
+            return f"{name} of the sampled batch contain {values[~values.isfinite()][0].item()}: training stopped"
+    return "the gradient is not finite: training stopped"

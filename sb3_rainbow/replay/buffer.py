@@ -1,0 +1,444 @@
+"""The replay buffer: SB3's interface over observations, n-step returns and priorities."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_rainbow.arguments import check_choice, check_integer, check_number
+from sb3_rainbow.replay.arrays import Array, allocate, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.n_step import n_step_returns
+from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
+from sb3_rainbow.replay.priorities import PrioritySampler
+from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
+
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
+_LEAF_ARRAYS = ("_actions", "_rewards", "_goes_on", "_terminated")
+
+
+class PrioritizedNStepReplayBuffer(ReplayBuffer):
+    r"""
+    Replay buffer with prioritized sampling (PER, https://arxiv.org/abs/1511.05952), n-step returns made when sampling,
+    and image frames stored once.
+
+    A *slot* is a position of the ring, a *leaf* one (slot, environment) pair: leaf ``slot * n_envs + env`` holds one
+    transition and has its own priority. Rewards are stored raw; VecNormalize's normalisation is applied to each of them before
+    they are summed. Dict observations work, every entry is stored by itself.
+
+    Storage is allocated by the first ``add``.
+
+    :param buffer_size: most transitions kept, over all environments
+    :param observation_space: observation space
+    :param action_space: action space
+    :param device: device of the samples
+    :param n_envs: number of environments
+    :param optimize_memory_usage: must be False: frames are always stored once
+    :param handle_timeout_termination: bootstrap from the last observation of a truncated episode
+    :param n_steps: longest window of the n-step return; 1 for none
+    :param gamma: discount of one step, in [0, 1]
+    :param alpha: priority exponent, in [0, 1]; 0 samples uniformly
+    :param weight_norm: divide the importance weights by the largest of the ``"batch"`` or of the whole ``"memory"``
+    :param storage_device: where transitions are stored and drawn: ``"cpu"``, ``"cuda"``, or ``"auto"`` for ``device`` if they
+        fit there and else the CPU
+    :param seed: seed of the buffer's own generator; ``None`` takes one from torch's global generator
+    :raises ValueError: if an argument is out of range; it names the argument and the value
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        n_steps: int = 3,
+        gamma: float = 0.99,
+        alpha: float = 0.5,
+        weight_norm: str = "batch",
+        storage_device: th.device | str = "cpu",
+        seed: int | None = None,
+    ) -> None:
+        check_integer("buffer_size", buffer_size, 1)
+        check_integer("n_envs", n_envs, 1)
+        check_integer("n_steps", n_steps, 1)
+        check_number("gamma", gamma, 0, 1)
+        check_number("alpha", alpha, 0, 1)
+        check_choice("weight_norm", weight_norm, ("batch", "memory"))
+        if optimize_memory_usage:
+            raise ValueError("optimize_memory_usage=True: must be False, frames are always stored once")
+        # Not ReplayBuffer's own constructor: it would allocate everything
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.optimize_memory_usage = False
+        self.handle_timeout_termination = handle_timeout_termination
+        self.n_steps = n_steps
+        self.gamma = gamma
+        self.alpha = alpha
+        self.weight_norm = weight_norm
+        self._action_dtype = _action_dtype(action_space)
+        if storage_device == "auto":
+            storage_device = self._choose_storage_device()
+        self._allocate(get_device(storage_device), seed)
+
+    def _allocate(self, device: th.device, seed: int | None) -> None:
+        """Make the rooms. Untouched memory costs nothing on the CPU; the observations wait for the first ``add``."""
+        self.storage_device = device
+        n_leaves = self.buffer_size * self.n_envs
+        self._actions = allocate((n_leaves, self.action_dim), self._action_dtype, device)
+        self._rewards = allocate((n_leaves,), _FLOAT32, device)
+        # 1 where the episode goes on in the next slot: not where it ended, nor for the newest transitions
+        self._goes_on = allocate((n_leaves,), np.dtype(np.uint8), device)
+        self._terminated = allocate((n_leaves,), _FLOAT32, device)
+        # Which of the newest transitions did not end their episode
+        self._running = np.zeros(self.n_envs, dtype=bool)
+        self._observations = ObservationStore(self.observation_space, self.buffer_size, self.n_envs, device)
+        self._priorities = PrioritySampler(n_leaves, self.alpha, self.weight_norm, device, seed)
+        # What was added that is not finite, for the next sample to raise
+        self._non_finite = ""
+
+    @staticmethod
+    def estimate_memory(
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        n_envs: int = 1,
+        n_stack: int | None = None,
+        episode_length: float = math.inf,
+    ) -> int:
+        """
+        Memory that a full buffer takes.
+
+        :param buffer_size: most transitions kept, over all environments
+        :param observation_space: observation space
+        :param action_space: action space
+        :param n_envs: number of environments
+        :param n_stack: frames of an image stack; None for what the channels suggest (4 for the shape ``(4, 84, 84)``)
+        :param episode_length: mean length of an episode in steps, as the last frame of each one is stored apart; a lost life
+            counts as an end where the environment says so
+        :return: bytes
+        """
+        n_slots = max(buffer_size // n_envs, 1)
+        store = ObservationStore(observation_space, n_slots, n_envs, th.device("cpu"))
+        return store.estimate_memory(None, n_stack, episode_length) + n_slots * n_envs * _bytes_per_leaf(action_space)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        tensors = (self._actions, self._rewards, self._goes_on, self._terminated)
+        return sum(room.nbytes for room in (*tensors, self._observations, self._priorities))
+
+    @property
+    def size_gib(self) -> float:
+        """Memory of the full buffer in GiB, estimated for long episodes."""
+        n_leaves = self.buffer_size * self.n_envs
+        return self.estimate_memory(n_leaves, self.observation_space, self.action_space, self.n_envs) / 2**30
+
+    @property
+    def max_priority(self) -> float:
+        """Largest raw priority seen so far: that of new transitions."""
+        return self._priorities.max_priority
+
+    def seed(self, seed: int) -> None:
+        """
+        Restart the generator that draws the samples.
+
+        :param seed: any integer
+        """
+        self._priorities.seed(seed)
+
+    def add(
+        self,
+        obs: Obs,
+        next_obs: Obs,
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one transition of every environment, at the largest priority seen.
+
+        :param obs: ``[n_envs, *obs_shape]``, or a dict of those
+        :param next_obs: the same; where the episode ended, its last observation
+        :param action: ``[n_envs]`` or ``[n_envs, action_dim]``
+        :param reward: ``[n_envs]``, of this step alone, not normalised
+        :param done: ``[n_envs]`` bool: terminated or truncated
+        :param infos: one per environment; ``"TimeLimit.truncated"`` tells a truncation
+        :raises ValueError: if an array has the wrong shape
+        :raises MemoryError: by the first call, if the full buffer will not fit; it says what is needed and what there is
+        """
+        action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
+        reward = as_shape("reward", reward, _FLOAT32, (self.n_envs,))
+        done = as_shape("done", done, _BOOL, (self.n_envs,))
+        entries = self._observations.to_entries("obs", obs)
+        next_entries = self._observations.to_entries("next_obs", next_obs)
+        self._note_non_finite(reward, entries, next_entries)
+        if not self._observations.allocated:
+            others = self.buffer_size * self.n_envs * _bytes_per_leaf(self.action_space)
+            self._observations.allocate(entries, next_entries, done, others)
+
+        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        terminated = done & ~truncated if self.handle_timeout_termination else done
+        leaves = self._leaves_of(self.pos)
+        self._observations.add(self.pos, entries, next_entries)
+        self._actions[leaves] = to_array(action, self.storage_device)
+        self._rewards[leaves] = to_array(reward, self.storage_device)
+        self._terminated[leaves] = to_array(terminated, self.storage_device)
+        self._goes_on[self._leaves_of(self.pos - 1)] = to_array(self._running, self.storage_device)
+        self._goes_on[leaves] = 0
+        self._running = ~done
+        self._priorities.append(leaves.start, leaves.stop)
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full = True
+            self.pos = 0
+
+    def add_block(
+        self,
+        obs: Obs,
+        next_obs: Obs,
+        actions: np.ndarray,
+        rewards: np.ndarray,
+        dones: np.ndarray,
+        timeouts: np.ndarray,
+        priorities: np.ndarray | None = None,
+    ) -> None:
+        """
+        Store consecutive transitions, as ``add`` would one after the other. For actors that ship blocks to a learner.
+
+        :param obs: ``[length, n_envs, *obs_shape]``, or a dict of those
+        :param next_obs: the same
+        :param actions: ``[length, n_envs]`` or ``[length, n_envs, action_dim]``
+        :param rewards: ``[length, n_envs]``
+        :param dones: ``[length, n_envs]`` bool: terminated or truncated
+        :param timeouts: ``[length, n_envs]`` bool: truncated
+        :param priorities: ``[length, n_envs]`` raw priorities; None for the largest seen
+        :raises ValueError: if an array has the wrong shape, or a priority is negative or not finite
+        """
+        length = len(dones)
+        if priorities is not None:
+            priorities = as_shape("priorities", priorities, np.dtype(np.float64), (length, self.n_envs))
+            if not (np.isfinite(priorities) & (priorities >= 0)).all():
+                raise ValueError(f"priorities={priorities.tolist()}: must be finite and not negative")
+        start = self.pos
+        for i in range(length):
+            infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts[i]]
+            self.add(_at(obs, i), _at(next_obs, i), actions[i], rewards[i], dones[i], infos)
+        if priorities is not None:
+            slots = (start + np.arange(length)) % self.buffer_size
+            leaves = slots[:, None] * self.n_envs + np.arange(self.n_envs)
+            self.update_priorities(leaves, priorities)
+
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None, beta: float = 1.0
+    ) -> PrioritizedReplayBufferSamples:
+        """
+        Draw transitions by priority, with replacement.
+
+        :param batch_size: number of transitions
+        :param env: normalises observations and single rewards
+        :param beta: exponent of the importance weights, in [0, 1]; 1 corrects the sampling fully
+        :return: the batch, on ``device``
+        :raises ValueError: if nothing was added yet, or something that is not finite
+        """
+        if not (batch_size >= 1 and 0 <= beta <= 1):
+            check_integer("batch_size", batch_size, 1)
+            check_number("beta", beta, 0, 1)
+        if self.size() == 0:
+            raise ValueError("the replay buffer is empty: nothing to sample")
+        if self._non_finite:
+            raise ValueError(self._non_finite)
+        leaf_indices = self._priorities.sample(batch_size)
+        return self._get_samples(leaf_indices, env, self._priorities.weights(leaf_indices, beta))
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: Array, env: VecNormalize | None = None, weights: Array | None = None
+    ) -> PrioritizedReplayBufferSamples:
+        """
+        :param batch_inds: ``[batch]`` int64: leaves. SB3's own buffers take slots, and draw an environment for each
+        :param env: normalises observations and single rewards
+        :param weights: ``[batch]`` importance weights; 1 if not given
+        :return: the batch, on ``device``
+        """
+        leaf_indices = to_array(batch_inds, self.storage_device)
+        returns, discounts, last_leaves, dones = n_step_returns(
+            self._rewards,
+            self._goes_on,
+            self._terminated,
+            leaf_indices,
+            self.n_envs,
+            self.n_steps,
+            self.gamma,
+            normalize_reward=None if env is None else lambda rewards: self._normalize_rewards(rewards, env),
+        )
+        observations, next_observations = self._observations.get(leaf_indices, last_leaves)
+        if env is not None:
+            observations, next_observations = self._normalize(observations, env), self._normalize(next_observations, env)
+        if weights is None:
+            weights = returns * 0 + 1
+        samples = PrioritizedReplayBufferSamples(
+            _to_tensors(observations),
+            to_tensor(self._actions[leaf_indices]),
+            _to_tensors(next_observations),
+            to_tensor(dones[:, None]),
+            to_tensor(returns[:, None]),
+            to_tensor(discounts[:, None]),
+            to_tensor(weights[:, None]),
+            to_tensor(leaf_indices),
+        )
+        return samples if self.device == self.storage_device else samples.to(self.device)
+
+    def update_priorities(self, leaf_indices: th.Tensor | np.ndarray, priorities: th.Tensor | np.ndarray) -> None:
+        """
+        Set the priorities of sampled transitions. Where a leaf appears twice, the last one wins.
+
+        :param leaf_indices: ``[batch]`` int64, as sampled
+        :param priorities: ``[batch]`` or ``[batch, 1]``: raw priorities, usually ``|td error|`` and a little more; one of 0 is
+            never drawn again
+        :raises ValueError: if one is negative or not finite, or a leaf holds no transition; nothing is changed then
+        """
+        leaf_indices = to_array(leaf_indices, self.storage_device).reshape(-1)
+        priorities = to_array(priorities, self.storage_device).reshape(-1)
+        if len(leaf_indices) != len(priorities) or len(priorities) == 0:
+            raise ValueError(
+                f"{len(leaf_indices)} leaf_indices, {len(priorities)} priorities: must be as many, and one or more"
+            )
+        low, high = int(leaf_indices.min()), int(leaf_indices.max())
+        if low < 0 or high >= self.size() * self.n_envs:
+            raise ValueError(f"leaf_indices={low if low < 0 else high}: no transition is stored there")
+        self._priorities.update(leaf_indices, priorities)
+
+    def truncate_last_trajectory(self) -> None:
+        """
+        Close the running episodes, as a truncation would. For when the environments start anew without having ended:
+        windows must not go on into their next episodes.
+        """
+        self._running = np.zeros(self.n_envs, dtype=bool)
+
+    def reset(self) -> None:
+        """Forget all transitions."""
+        super().reset()
+        self._priorities.clear()
+        self._observations = ObservationStore(self.observation_space, self.buffer_size, self.n_envs, self.storage_device)
+        self._non_finite = ""
+
+    # What SB3's buffers have as arrays; copies here, for inspection
+
+    @property
+    def observations(self) -> Obs:  # type: ignore[override]
+        """``[buffer_size, n_envs, *obs_shape]``: a copy of all observations, stacks rebuilt."""
+        return self._copy_observations(0)
+
+    @property
+    def next_observations(self) -> Obs:  # type: ignore[override]
+        """``[buffer_size, n_envs, *obs_shape]``: a copy of all next observations, stacks rebuilt."""
+        return self._copy_observations(1)
+
+    @property
+    def actions(self) -> np.ndarray:  # type: ignore[override]
+        """``[buffer_size, n_envs, action_dim]``: a copy."""
+        return self._copy(self._actions)
+
+    @property
+    def rewards(self) -> np.ndarray:  # type: ignore[override]
+        """``[buffer_size, n_envs]`` float32: a copy of the single rewards."""
+        return self._copy(self._rewards)
+
+    @property
+    def dones(self) -> np.ndarray:  # type: ignore[override]
+        """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode ended."""
+        ended = self._copy(self._goes_on) == 0
+        ended[self.pos - 1] = ~self._running
+        ended[self.size() :] = False
+        return ended.astype(np.float32)
+
+    @property
+    def timeouts(self) -> np.ndarray:  # type: ignore[override]
+        """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode was truncated."""
+        return self.dones - self._copy(self._terminated)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """:return: everything, arrays only as far as they are filled"""
+        n_leaves = self.size() * self.n_envs
+        arrays = {name: to_numpy(getattr(self, name)[:n_leaves]) for name in _LEAF_ARRAYS}
+        rooms = {"_observations": self._observations.state(n_leaves), "_priorities": self._priorities.state()}
+        return self.__dict__ | arrays | rooms
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``__getstate__`` returned. Storage that lay on a missing CUDA device comes to the CPU
+        """
+        self.__dict__.update(state)
+        missing = self.storage_device.type == "cuda" and not th.cuda.is_available()
+        self._allocate(th.device("cpu") if missing else self.storage_device, seed=0)
+        for name in _LEAF_ARRAYS:
+            getattr(self, name)[: len(state[name])] = to_array(state[name], self.storage_device)
+        self._running, self._non_finite = state["_running"], state["_non_finite"]
+        self._observations.load_state(state["_observations"])
+        self._priorities.load_state(state["_priorities"])
+
+    def _leaves_of(self, slot: int) -> slice:
+        slot %= self.buffer_size
+        return slice(slot * self.n_envs, (slot + 1) * self.n_envs)
+
+    def _choose_storage_device(self) -> th.device:
+        """The training device, if everything fits there with a tenth to spare."""
+        if self.device.type == "cuda" and self.size_gib * 2**30 > 0.9 * th.cuda.mem_get_info(self.device)[0]:
+            return th.device("cpu")
+        return self.device
+
+    def _note_non_finite(self, reward: np.ndarray, *observations: dict[str, np.ndarray]) -> None:
+        """Remember what is not finite. An infinite observation may be meant, and is left to the loss to judge."""
+        if not all(map(math.isfinite, reward.tolist())):
+            self._non_finite = f"reward={reward.tolist()}: not finite, stored in slot {self.pos}"
+        for key, entry in (item for entries in observations for item in entries.items()):
+            # The sum of squares is nan only if an element is
+            if entry.dtype.kind == "f" and math.isnan(np.vdot(entry, entry)):
+                self._non_finite = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
+
+    def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
+        if isinstance(observations, dict):
+            return env.normalize_obs({key: to_numpy(entry) for key, entry in observations.items()})
+        return env.normalize_obs(to_numpy(observations))
+
+    def _normalize_rewards(self, rewards: Array, env: VecNormalize) -> Array:
+        return to_array(env.normalize_reward(to_numpy(rewards)).astype(np.float32), self.storage_device)
+
+    def _copy(self, leaves: Array) -> np.ndarray:
+        """Leaves from the first on, as ``[buffer_size, n_envs, ...]``; zeros where there are none."""
+        array = np.zeros((self.buffer_size * self.n_envs, *leaves.shape[1:]), dtype=to_numpy(leaves[:0]).dtype)
+        array[: len(leaves)] = to_numpy(leaves)
+        return array.reshape(self.buffer_size, self.n_envs, *leaves.shape[1:])
+
+    def _copy_observations(self, which: int) -> Obs:
+        leaves = to_array(np.arange(self.size() * self.n_envs), self.storage_device)
+        filled = self._observations.get(leaves, leaves)[which]
+        return {key: self._copy(entry) for key, entry in filled.items()} if isinstance(filled, dict) else self._copy(filled)
+
+
+def _at(observations: Obs, i: int) -> Obs:
+    return {key: entry[i] for key, entry in observations.items()} if isinstance(observations, dict) else observations[i]
+
+
+def _to_tensors(observations: ArrayObs) -> PyTorchObs:
+    if isinstance(observations, dict):
+        return {key: to_tensor(entry) for key, entry in observations.items()}
+    return to_tensor(observations)
+
+
+def _action_dtype(space: spaces.Space[Any]) -> np.dtype:
+    return np.dtype(ReplayBuffer._maybe_cast_dtype(space.dtype))
+
+
+def _bytes_per_leaf(action_space: spaces.Space[Any]) -> int:
+    """Action, reward, whether it goes on, whether it was terminated, priority: all but the observations."""
+    return get_action_dim(action_space) * _action_dtype(action_space).itemsize + 4 + 1 + 4 + 8

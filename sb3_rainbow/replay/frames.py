@@ -1,0 +1,312 @@
+"""Observations of the replay: plain arrays, and image stacks whose frames are stored once."""
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_rainbow.replay.arrays import Array, allocate, namespace, take, to_array, to_numpy
+
+#: Deepest stack that is looked for
+MAX_STACK = 8
+#: Most channels of one frame: an axis with more per frame is no stack
+MAX_CHANNELS = 16
+
+
+class ArrayStore:
+    """
+    Observations that are not images: ``obs`` and ``next_obs`` side by side, as SB3's ``ReplayBuffer`` keeps them.
+
+    :param n_slots: slots of the ring
+    :param n_envs: number of environments
+    :param shape: shape of one observation
+    :param dtype: dtype of the observations
+    :param device: where they are stored
+    """
+
+    def __init__(self, n_slots: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> None:
+        self._n_envs, self._device = n_envs, device
+        self._obs = allocate((n_slots * n_envs, *shape), dtype, device)
+        self._next_obs = allocate((n_slots * n_envs, *shape), dtype, device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+        return int(2 * self._obs.nbytes)
+
+    def add(self, slot: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
+        """
+        Store one transition of every environment.
+
+        :param slot: where in the ring
+        :param obs: ``[n_envs, *shape]``
+        :param next_obs: ``[n_envs, *shape]``
+        """
+        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
+        self._obs[leaves] = to_array(obs, self._device)
+        self._next_obs[leaves] = to_array(next_obs, self._device)
+
+    def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
+        """
+        Observations of some leaves, next observations of others (those where the n-step windows end).
+
+        :param leaf_indices: ``[batch]`` int64
+        :param last_leaves: ``[batch]`` int64
+        :return: two arrays ``[batch, *shape]``
+        """
+        return take(self._obs, leaf_indices), take(self._next_obs, last_leaves)
+
+    def state(self, n_leaves: int) -> dict[str, Any]:
+        """
+        :param n_leaves: how many leaves have been written
+        :return: what they hold; arrays are NumPy's
+        """
+        return {"obs": to_numpy(self._obs[:n_leaves]), "next_obs": to_numpy(self._next_obs[:n_leaves])}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state()`` returned
+        """
+        n_leaves = len(state["obs"])
+        self._obs[:n_leaves] = to_array(state["obs"], self._device)
+        self._next_obs[:n_leaves] = to_array(state["next_obs"], self._device)
+
+
+class FrameStore:
+    r"""
+    Images and stacks of images, each frame stored once.
+
+    Every transition keeps ``n_stack + 1`` row numbers: those of the frames of ``obs``, oldest first, then that of the newest
+    frame of ``next_obs``, whose other frames are those of ``obs`` moved up by one. Rows are shared only between equal bytes:
+
+    - an ``obs`` equal to the previous ``next_obs`` takes over its rows;
+    - a frame of zeros is row 0, and a frame repeated within a stack has one row: this is how stacks are padded;
+    - every other frame gets a new row. A ``next_obs`` that is not ``obs`` moved up by one is stored whole, and from then on
+      every transition keeps ``2 * n_stack`` row numbers.
+
+    So every stack comes out as it went in, whatever the environment does. Rows form a ring in order of arrival, which
+    grows when episodes get shorter (each one ends with a frame of its own) and never shrinks.
+
+    :param n_slots: slots of the ring of transitions
+    :param n_envs: number of environments
+    :param shape: shape of one observation
+    :param dtype: dtype of the observations
+    :param stack: axis of the stack in ``shape`` (0 or -1) and number of frames, see ``find_stack``
+    :param device: where frames and row numbers are stored
+    """
+
+    def __init__(
+        self, n_slots: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype, stack: tuple[int, int], device: th.device
+    ) -> None:
+        self.shape, self.stack_axis, self.n_stack = shape, *stack
+        self._n_envs, self._dtype, self._device = n_envs, dtype, device
+        self._frame_shape = list(shape)
+        self._frame_shape[self.stack_axis] //= self.n_stack
+        frame_size = math.prod(self._frame_shape)
+        self._zeros = bytes(frame_size * dtype.itemsize)
+        # Rows that no episode end needs are never touched, and on a CPU take no memory
+        n_rows = count_rows(n_slots, n_envs, self.n_stack, episode_length=16 if device.type == "cpu" else 50)
+        self._frames = allocate((n_rows, frame_size), dtype, device)
+        self._rows = allocate((n_slots * n_envs, self.n_stack + 1), np.dtype(np.int32), device)
+        # Rows 1 .. length are a ring: where the next frame goes, and how many before it stored transitions refer to
+        self._length = self._head = self._live = 0
+        # Rows taken by each of the last adds. A transition refers to rows of its own add and of the n_stack before it
+        self._taken = array("i", bytes(4 * (n_slots + self.n_stack)))
+        self._n_adds = 0
+        # The latest next_obs of every environment: its bytes, frame after frame, and its rows
+        self._last = [b""] * n_envs
+        self._last_rows = [[0] * self.n_stack] * n_envs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return int(self._frames[: 1 + self._length].nbytes + self._rows.nbytes + self._taken.itemsize * len(self._taken))
+
+    def add(self, slot: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
+        """
+        Store one transition of every environment.
+
+        :param slot: where in the ring
+        :param obs: ``[n_envs, *shape]``
+        :param next_obs: ``[n_envs, *shape]``, an episode's last observation where it ended
+        """
+        size = len(self._zeros)
+        windows: list[list[int]] = []
+        new: list[bytes] = []  # frames to store: until it has its row, the i-th has the number -(i + 1)
+        for env, (stack, next_stack) in enumerate(zip(self._stacks(obs), self._stacks(next_obs), strict=True)):
+            last, last_rows = self._last[env], self._last_rows[env]
+            if stack == last:
+                rows = last_rows
+            elif last and stack.startswith(last[size:]):  # a new episode whose stack was not cleared
+                rows = last_rows[1:] + self._place(stack[-size:], new)
+            else:
+                rows = self._place(stack, new)
+            moved_up = next_stack.startswith(stack[size:])
+            windows.append(rows + self._place(next_stack[-size:] if moved_up else next_stack, new))
+            self._last[env] = next_stack
+
+        first_moved, distance = self._make_room(len(new))
+        rows_of_new = self._write(new)
+        rows_of_new.reverse()  # number -1 finds the first
+        windows = [
+            [rows_of_new[row] if row < 0 else row + distance * (row >= first_moved) for row in window] for window in windows
+        ]
+        self._last_rows = [window[-self.n_stack :] for window in windows]
+        width = self._rows.shape[1]
+        if any(len(window) != width for window in windows):
+            if width == self.n_stack + 1:
+                xp = namespace(self._rows)
+                self._rows = xp.concatenate((self._rows[:, : self.n_stack], self._rows[:, -self.n_stack :]), 1)
+            windows = [window[: self.n_stack] + window[-self.n_stack :] for window in windows]
+        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
+        self._rows[leaves] = to_array(windows, self._device)
+
+    def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
+        """
+        Observations of some leaves, next observations of others (those where the n-step windows end).
+
+        :param leaf_indices: ``[batch]`` int64
+        :param last_leaves: ``[batch]`` int64
+        :return: two arrays ``[batch, *shape]``
+        """
+        xp = namespace(self._rows)
+        rows = take(self._rows, leaf_indices)[:, : self.n_stack], take(self._rows, last_leaves)[:, -self.n_stack :]
+        stacks = take(self._frames, xp.concatenate(rows))
+        if self.stack_axis == -1:
+            stacks = xp.moveaxis(stacks.reshape(*stacks.shape[:2], *self._frame_shape), 1, -2)
+        stacks = stacks.reshape(2, -1, *self.shape)
+        return stacks[0], stacks[1]
+
+    def state(self, n_leaves: int) -> dict[str, Any]:
+        """
+        :param n_leaves: how many leaves have been written
+        :return: what they hold and where the ring stands; arrays are NumPy's
+        """
+        return {
+            "stack": (self.stack_axis, self.n_stack),
+            "frames": to_numpy(self._frames[: 1 + self._length]),
+            "rows": to_numpy(self._rows[:n_leaves]),
+            "ring": (self._length, self._head, self._live, self._n_adds),
+            "taken": np.array(self._taken),
+            "last": self._last,
+            "last_rows": self._last_rows,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state()`` returned, for the same slots, environments and stack
+        """
+        self._reserve(state["ring"][0])
+        self._length, self._head, self._live, self._n_adds = state["ring"]
+        self._frames[: 1 + self._length] = to_array(state["frames"], self._device)
+        n_leaves, width = state["rows"].shape
+        if width > self._rows.shape[1]:
+            self._rows = allocate((len(self._rows), width), np.dtype(np.int32), self._device)
+        self._rows[:n_leaves] = to_array(state["rows"], self._device)
+        self._taken = array("i", state["taken"].tobytes())
+        self._last, self._last_rows = list(state["last"]), list(state["last_rows"])
+
+    def _stacks(self, obs: np.ndarray) -> list[bytes]:
+        """Each environment's observation, frame after frame."""
+        if self.stack_axis == -1:
+            obs = np.moveaxis(obs.reshape(*obs.shape[:-1], self.n_stack, -1), -2, 1)
+        return [stack.tobytes() for stack in obs]
+
+    def _place(self, frames: bytes, new: list[bytes]) -> list[int]:
+        """Rows of consecutive frames: new ones, but for zeros and repetitions."""
+        size = len(self._zeros)
+        rows: list[int] = []
+        row, previous = 0, self._zeros
+        for start in range(0, len(frames), size):
+            frame = frames[start : start + size]
+            if frame == self._zeros:
+                row = 0
+            elif frame != previous:
+                new.append(frame)
+                row = -len(new)
+            rows.append(row)
+            previous = frame
+        return rows
+
+    def _make_room(self, n_new: int) -> tuple[int, int]:
+        """
+        Make the ring long enough for the next add.
+
+        :param n_new: rows that it takes
+        :return: rows from the first number on were moved up by the second
+        """
+        # The slot's old transition goes, and with it the last reference to what was taken n_stack adds before it
+        oldest = self._n_adds % len(self._taken)
+        self._live -= self._taken[oldest]
+        self._taken[oldest] = n_new
+        self._n_adds += 1
+        missing = self._live + n_new - self._length
+        if missing <= 0:
+            return 0, 0
+        if self._head >= self._live:  # the rows in use are not wrapped around the end
+            self._reserve(self._length + missing)
+            self._length += missing
+            return 0, 0
+        # The oldest rows are the last: move them up, the top first, so that no copy overlaps itself. A little more than
+        # is missing, as this is not to happen often
+        distance = max(missing, self._length // 64)
+        self._reserve(self._length + distance)
+        first = 1 + self._head - self._live + self._length
+        for stop in range(1 + self._length, first, -distance):
+            start = max(first, stop - distance)
+            self._frames[start + distance : stop + distance] = self._frames[start:stop]
+        self._rows += distance * (self._rows >= first)
+        self._length += distance
+        return first, distance
+
+    def _write(self, new: list[bytes]) -> list[int]:
+        """Write frames to the ring's next rows, which are returned."""
+        joined = bytearray().join(new)  # torch takes no read-only memory
+        frames = to_array(np.frombuffer(joined, self._dtype).reshape(len(new), self._frames.shape[1]), self._device)
+        start, stop = self._head, self._head + len(new)
+        before_wrap = min(stop, self._length) - start
+        self._frames[1 + start : 1 + start + before_wrap] = frames[:before_wrap]
+        self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
+        self._live += len(new)
+        self._head = stop if stop <= self._length else stop - self._length
+        return [*range(1 + start, 1 + start + before_wrap), *range(1, 1 + len(new) - before_wrap)]
+
+    def _reserve(self, length: int) -> None:
+        """Allocate more rows if the ring needs them: many very short episodes, or observations that share nothing."""
+        if length >= len(self._frames):
+            frames = allocate((length * 5 // 4 + 1, self._frames.shape[1]), self._dtype, self._device)
+            frames[: 1 + self._length] = self._frames[: 1 + self._length]
+            self._frames = frames
+
+
+def count_rows(n_slots: int, n_envs: int, n_stack: int, episode_length: float) -> int:
+    """
+    :param n_slots: slots of the ring of transitions
+    :param n_envs: number of environments
+    :param n_stack: frames of a stack
+    :param episode_length: mean length of an episode, in steps
+    :return: frames that a full ring refers to: one per transition, one more per episode, and the zeros
+    """
+    return 1 + n_envs * (math.ceil((n_slots + n_stack) * (1 + 1 / episode_length)) + n_stack)
+
+
+def find_stack(obs: np.ndarray, next_obs: np.ndarray) -> tuple[int, int]:
+    """
+    Find the axis and the depth of a stack of frames: the deepest for which ``next_obs`` is ``obs`` moved up by one frame.
+
+    :param obs: ``[n, *shape]`` observations, ``shape`` with three or more axes
+    :param next_obs: ``[n, *shape]`` what followed them
+    :return: axis in ``shape`` (0 or -1), and number of frames; ``(0, 1)`` if they are no stacks
+    """
+    first, last = obs.shape[1], obs.shape[-1]
+    # The channels of an image are its shortest axis. With four axes or more, a new axis was added or the last one made longer
+    axes = (0, -1) if obs.ndim > 4 else (-1,) if last < first else (0,)
+    for axis in axes:
+        older, newer = (np.moveaxis(x, 1 if axis == 0 else -1, 0) for x in (obs, next_obs))
+        for n_stack in range(MAX_STACK, 1, -1):
+            frame, rest = divmod(len(older), n_stack)
+            if rest == 0 and frame <= MAX_CHANNELS and np.array_equal(older[frame:], newer[:-frame]):
+                return axis, n_stack
+    return 0, 1

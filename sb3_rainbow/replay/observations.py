@@ -1,0 +1,181 @@
+"""Observations of any space SB3 knows: every entry of a dict has a store of its own, images one that shares frames."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import psutil
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import get_obs_shape
+
+from sb3_rainbow.replay.arrays import Array
+from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack
+
+Obs = np.ndarray | dict[str, np.ndarray]
+#: An observation as it is stored
+ArrayObs = Array | dict[str, Array]
+#: Stack axis and depth of every image entry
+Stacks = dict[str, tuple[int, int]]
+
+
+def as_shape(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    :param name: name of the argument
+    :param value: what was given
+    :param dtype: dtype of the result
+    :param shape: shape of the result; ``value`` may have axes of length 1 more or less
+    :return: the value as an array
+    :raises ValueError: if it has another shape
+    """
+    array = value if isinstance(value, np.ndarray) and value.dtype == dtype else np.asarray(value, dtype=dtype)
+    if array.shape != shape:
+        if [size for size in array.shape if size != 1] != [size for size in shape if size != 1]:
+            raise ValueError(f"{name} has the shape {array.shape}: must be {shape}")
+        array = array.reshape(shape)
+    return array
+
+
+class ObservationStore:
+    """
+    Stores the observations and next observations of all transitions.
+
+    :param space: observation space
+    :param n_slots: slots of the ring of transitions
+    :param n_envs: number of environments
+    :param device: where they are stored
+    """
+
+    def __init__(self, space: spaces.Space[Any], n_slots: int, n_envs: int, device: th.device) -> None:
+        self._is_dict = isinstance(space, spaces.Dict)
+        # An observation that is no dict is one with the single key ""
+        entries = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+        self._entries: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+            key: (tuple(map(int, get_obs_shape(entry))), np.dtype(entry.dtype)) for key, entry in entries.items()
+        }
+        self._n_slots, self._n_envs, self._device = n_slots, n_envs, device
+        self._stores: dict[str, ArrayStore | FrameStore] = {}
+
+    @property
+    def allocated(self) -> bool:
+        """Whether storage has been allocated."""
+        return bool(self._stores)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in use."""
+        return sum(store.nbytes for store in self._stores.values())
+
+    def estimate_memory(
+        self, stacks: Stacks | None = None, n_stack: int | None = None, episode_length: float = math.inf
+    ) -> int:
+        """
+        :param stacks: axis and depth of every image entry, if they are known
+        :param n_stack: depth of the image entries, if ``stacks`` are not known; None for what the channels suggest
+        :param episode_length: mean length of an episode, in steps
+        :return: bytes of a full store
+        """
+        total = 0
+        for key, (shape, dtype) in self._entries.items():
+            nbytes = math.prod(shape) * dtype.itemsize
+            if len(shape) < 3:
+                total += 2 * self._n_slots * self._n_envs * nbytes
+                continue
+            # A picture without any motion is consistent with the deepest stack that the channels allow
+            still = np.zeros((1, *shape), dtype=bool)
+            depth = stacks[key][1] if stacks else n_stack or find_stack(still, still)[1]
+            total += count_rows(self._n_slots, self._n_envs, depth, episode_length) * nbytes // depth
+            total += self._n_slots * (self._n_envs * (depth + 1) * 4 + 4)
+        return total
+
+    def to_entries(self, name: str, obs: Obs) -> dict[str, np.ndarray]:
+        """
+        :param name: what the argument is called
+        :param obs: ``[n_envs, *shape]``, or a dict of those
+        :return: the same as a dict, every array of its dtype and shape
+        :raises ValueError: if one has the wrong shape, or is missing
+        """
+        if isinstance(obs, Mapping) != self._is_dict or (isinstance(obs, Mapping) and obs.keys() != self._entries.keys()):
+            given = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+            raise ValueError(
+                f"{name}={given}: must be {f'a dict of {sorted(self._entries)}' if self._is_dict else 'an array'}"
+            )
+        return {
+            key: as_shape(
+                f"{name}[{key!r}]" if self._is_dict else name,
+                obs[key] if isinstance(obs, Mapping) else obs,
+                dtype,
+                (self._n_envs, *shape),
+            )
+            for key, (shape, dtype) in self._entries.items()
+        }
+
+    def allocate(self, obs: dict[str, np.ndarray], next_obs: dict[str, np.ndarray], done: np.ndarray, others: int) -> None:
+        """
+        Make a store for every entry, if they will all fit.
+
+        :param obs: entries of the first observations, to see which are stacks
+        :param next_obs: entries of the next ones
+        :param done: ``[n_envs]`` bool: where ``next_obs`` may belong to another episode
+        :param others: bytes that the rest of the buffer needs
+        :raises MemoryError: if they will not; it says what is needed and what there is
+        """
+        on = ~done
+        stacks = {k: find_stack(obs[k][on], next_obs[k][on]) for k, (shape, _) in self._entries.items() if len(shape) >= 3}
+        needed = self.estimate_memory(stacks) + others
+        cuda = self._device.type == "cuda"
+        available = th.cuda.mem_get_info(self._device)[0] if cuda else psutil.virtual_memory().available
+        if needed > available:
+            raise MemoryError(
+                f"buffer_size={self._n_slots * self._n_envs}: the replay buffer needs {needed / 2**30:.2f} GiB "
+                f"on {self._device}, where {available / 2**30:.2f} GiB are available"
+            )
+        self._make_stores(stacks)
+
+    def add(self, slot: int, obs: dict[str, np.ndarray], next_obs: dict[str, np.ndarray]) -> None:
+        """
+        Store one transition of every environment.
+
+        :param slot: where in the ring
+        :param obs: entries of the observations
+        :param next_obs: entries of the next observations
+        """
+        for key, store in self._stores.items():
+            store.add(slot, obs[key], next_obs[key])
+
+    def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[ArrayObs, ArrayObs]:
+        """
+        Observations of some leaves, next observations of others (those where the n-step windows end).
+
+        :param leaf_indices: ``[batch]`` int64
+        :param last_leaves: ``[batch]`` int64
+        :return: two arrays ``[batch, *shape]``, or two dicts of those
+        """
+        pairs = {key: store.get(leaf_indices, last_leaves) for key, store in self._stores.items()}
+        if not self._is_dict:
+            return pairs[""]
+        return {key: pair[0] for key, pair in pairs.items()}, {key: pair[1] for key, pair in pairs.items()}
+
+    def state(self, n_leaves: int) -> dict[str, Any]:
+        """
+        :param n_leaves: how many leaves have been written
+        :return: what they hold; arrays are NumPy's
+        """
+        return {key: store.state(n_leaves) for key, store in self._stores.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state()`` returned, for the same space, slots and environments
+        """
+        self._make_stores({key: entry["stack"] for key, entry in state.items() if "stack" in entry})
+        for key, entry in state.items():
+            self._stores[key].load_state(entry)
+
+    def _make_stores(self, stacks: Stacks) -> None:
+        for key, (shape, dtype) in self._entries.items():
+            size = (self._n_slots, self._n_envs, shape, dtype)
+            if key in stacks:
+                self._stores[key] = FrameStore(*size, stacks[key], self._device)
+            else:
+                self._stores[key] = ArrayStore(*size, self._device)

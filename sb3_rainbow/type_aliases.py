@@ -1,0 +1,38 @@
+"""Types that rooms exchange."""
+
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+
+class PrioritizedReplayBufferSamples(NamedTuple):
+    """SB3's ``ReplayBufferSamples``, with importance weights and where each transition lies."""
+
+    #: ``[batch, *obs_shape]``, or a dict of those
+    observations: PyTorchObs
+    #: ``[batch, action_dim]``
+    actions: th.Tensor
+    #: ``[batch, *obs_shape]``, or a dict of those: where the n-step windows end
+    next_observations: PyTorchObs
+    #: ``[batch, 1]`` float32: 1 if the window ends in a termination
+    dones: th.Tensor
+    #: ``[batch, 1]`` float32: n-step returns
+    rewards: th.Tensor
+    #: ``[batch, 1]`` float32: ``gamma ** k``, with ``k`` the steps that the return sums
+    discounts: th.Tensor
+    #: ``[batch, 1]`` float32: importance-sampling weights, the largest is 1
+    weights: th.Tensor
+    #: ``[batch]`` int64: ``slot * n_envs + env``, for ``update_priorities``
+    leaf_indices: th.Tensor
+
+    def to(self, device: th.device) -> "PrioritizedReplayBufferSamples":
+        """
+        :param device: where the learner is
+        :return: the same batch there; ``leaf_indices`` stay with the buffer
+        """
+
+        def move(value: PyTorchObs) -> Any:
+            return {key: entry.to(device) for key, entry in value.items()} if isinstance(value, dict) else value.to(device)
+
+        return self._replace(**{name: move(getattr(self, name)) for name in self._fields if name != "leaf_indices"})

@@ -1,0 +1,85 @@
+"""
+Registers Rainbow in RL Zoo, and runs RL Zoo without that having been done at start-up:
+``python -m sb3_rainbow.zoo train --algo rainbow --env CartPole-v1``.
+"""
+
+import functools
+import inspect
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sb3_rainbow.rainbow import RainbowDQN
+
+ALGO = "rainbow"
+
+
+def hyperparams_path(name: str = ALGO) -> Path:
+    """
+    :param name: name of the file, without ``.yml``
+    :return: a YAML of ours: in the installed package, or at the top of the checkout
+    :raises FileNotFoundError: if there is none in either place
+    """
+    package = Path(__file__).parent
+    for folder in (package / "hyperparams", package.parent / "hyperparams"):
+        if (folder / f"{name}.yml").is_file():
+            return folder / f"{name}.yml"
+    raise FileNotFoundError(f"no {name}.yml in {package}/hyperparams, nor in {package.parent}/hyperparams")
+
+
+def _register_algorithm(module: ModuleType) -> None:
+    registered = module.ALGOS.setdefault(ALGO, RainbowDQN)
+    if registered is not RainbowDQN:
+        warnings.warn(
+            f"RL Zoo's algorithm {ALGO!r} is {registered}, not RainbowDQN: left as it is", RuntimeWarning, stacklevel=2
+        )
+
+
+def _register_tuning(module: ModuleType) -> None:
+    from sb3_rainbow import tuning
+
+    module.HYPERPARAMS_SAMPLER.setdefault(ALGO, tuning.sample_rainbow_params)
+    module.HYPERPARAMS_CONVERTER.setdefault(ALGO, tuning.convert_rainbow_params)
+
+
+def _register_config(module: ModuleType) -> None:
+    initialise = module.ExperimentManager.__init__
+    if hasattr(initialise, "__wrapped__"):
+        return
+
+    @functools.wraps(initialise)
+    def with_our_config(self: Any, *args: Any, **kwargs: Any) -> None:
+        arguments = inspect.signature(initialise).bind(self, *args, **kwargs)
+        if arguments.arguments["algo"] == ALGO and not arguments.arguments.get("config"):
+            arguments.arguments["config"] = str(hyperparams_path())
+        initialise(*arguments.args, **arguments.kwargs)
+
+    module.ExperimentManager.__init__ = with_our_config
+
+
+#: What is done to each of RL Zoo's modules, once it is executed
+PATCHES: dict[str, Callable[[ModuleType], None]] = {
+    "rl_zoo3.utils": _register_algorithm,
+    "rl_zoo3.hyperparams_opt": _register_tuning,
+    "rl_zoo3.exp_manager": _register_config,
+}
+
+
+def main() -> None:
+    """Run one of RL Zoo's modules: the first argument is its name (``train``, ``enjoy``, ...), the others are its own."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        raise SystemExit(
+            "usage: python -m sb3_rainbow.zoo {train,enjoy,record_video,...} [arguments of that module of RL Zoo]"
+        )
+    module = f"rl_zoo3.{sys.argv.pop(1)}"
+    import rl_zoo3.exp_manager  # noqa: F401  (imports and so extends all three)
+
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

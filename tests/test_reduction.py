@@ -1,0 +1,83 @@
+"""With every part off, RainbowDQN is SB3's DQN, bit for bit; and the same seed gives the same run."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_rainbow import RainbowDQN
+
+OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
+SETTINGS = {"learning_starts": 100, "target_update_interval": 50, "learning_rate": 1e-3, "policy_kwargs": {"net_arch": [32]}}
+
+
+def fingerprint(model: DQN) -> str:
+    """Hash of all parameters, of the optimiser's state, and of all that is stored."""
+    parameters = [p.detach().numpy() for p in model.policy.parameters()]
+    moments = [v.numpy() for state in model.policy.optimizer.state.values() for v in state.values()]
+    buffer = model.replay_buffer
+    stored = [buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards, buffer.dones]
+    if hasattr(buffer, "_priorities"):
+        stored.append(buffer._priorities.leaves)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in [*parameters, *moments, *stored])).hexdigest()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_parts_off_is_sb3s_dqn_after_1500_steps(seed):
+    ours = RainbowDQN("MlpPolicy", "CartPole-v1", seed=seed, **SETTINGS, **OFF).learn(1500)
+    theirs = DQN("MlpPolicy", "CartPole-v1", seed=seed, **SETTINGS).learn(1500)
+    assert fingerprint(ours) == fingerprint(theirs)
+
+
+def test_all_parts_off_is_sb3s_dqn_with_its_own_defaults_too():
+    ours = RainbowDQN("MlpPolicy", "CartPole-v1", seed=3, buffer_size=1000, **OFF).learn(500)
+    theirs = DQN("MlpPolicy", "CartPole-v1", seed=3, buffer_size=1000).learn(500)
+    assert fingerprint(ours) == fingerprint(theirs)
+
+
+def test_n_step_returns_from_sb3s_buffer_are_sb3s_dqn():
+    kwargs = SETTINGS | {"gamma": 0.9, "policy_kwargs": {"net_arch": [32], "optimizer_kwargs": {"eps": 1e-8}}}
+    buffer_kwargs = {"n_steps": 3, "gamma": 0.9}
+    ours = RainbowDQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        seed=0,
+        replay_buffer_class=NStepReplayBuffer,
+        replay_buffer_kwargs=buffer_kwargs,
+        **kwargs,
+        **OFF,
+    ).learn(1000)
+    theirs = DQN("MlpPolicy", "CartPole-v1", seed=0, n_steps=3, **kwargs).learn(1000)
+    assert fingerprint(ours) == fingerprint(theirs)
+
+
+@pytest.mark.parametrize("n_envs", [1, 4])
+def test_the_same_seed_gives_the_same_run(n_envs):
+    runs = []
+    for _ in range(2):
+        model = RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs), seed=5, **SETTINGS)
+        runs.append(fingerprint(model.learn(600)))
+    assert runs[0] == runs[1]
+    assert fingerprint(RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs), seed=6, **SETTINGS).learn(600)) != runs[0]
+
+
+def test_the_replays_own_generator_is_part_of_the_run():
+    runs = []
+    for seed in (1, 1, 2):
+        model = RainbowDQN("MlpPolicy", "CartPole-v1", seed=5, replay_buffer_kwargs={"seed": seed}, **SETTINGS)
+        runs.append(fingerprint(model.learn(400)))
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_without_a_seed_torchs_global_seed_decides():
+    draws = []
+    for seed in (1, 1, 2):
+        th.manual_seed(seed)
+        model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=100)
+        model.learn(30)
+        draws.append(model.replay_buffer.sample(20).leaf_indices.tolist())
+    assert draws[0] == draws[1] != draws[2]
