@@ -1,9 +1,9 @@
 """
 Makes RL Zoo know Rainbow: called at every start of Python by ``sb3_rainbow_zoo.pth`` (``.start`` from Python 3.15 on).
 
-It imports nothing then that Python has not imported itself. All it does is to wait for RL Zoo's own modules: when one
-of them is imported, ``sb3_rainbow.zoo`` registers the algorithm there. Switch it off with the environment variable ``SB3_RAINBOW_NO_ZOO=1``.
-It lies beside the package, not in it, as importing anything from ``sb3_rainbow`` imports torch.
+It imports nothing then that Python has not imported itself. All it does is to wait for RL Zoo's own modules: when one of
+them is imported, ``sb3_rainbow.zoo`` registers the algorithm there. The environment variable ``SB3_RAINBOW_NO_ZOO=1``
+switches it off. It lies beside the package, not in it, as importing anything from ``sb3_rainbow`` imports torch.
 """
 
 import sys
