@@ -221,7 +221,7 @@ class RainbowPolicy(DQNPolicy):
     ) -> None:
         self.dueling = dueling
         self.noisy = noisy
-        self.sigma0 = SIGMA0.get(str(noisy), 0.0) if sigma0 is None else sigma0
+        self.sigma0 = SIGMA0[str(noisy or "factorised")] if sigma0 is None else sigma0
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
         if net_arch is None and features_extractor_class is NatureConvolutions:

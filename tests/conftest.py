@@ -7,6 +7,7 @@ import torch as th
 
 from sb3_rainbow.replay import arrays
 
+pytest.register_assert_rewrite("zoo_acceptance")
 gym.register_envs(ale_py)
 # Two cores, and often two test processes: more threads only wait for each other
 th.set_num_threads(1)

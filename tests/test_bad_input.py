@@ -1,0 +1,147 @@
+"""Users' mistakes: an early error that names the argument and the value; and nothing that is not finite gets into a network."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.dqn.policies import MlpPolicy as SB3Policy
+
+from sb3_rainbow import RainbowDQN
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("n_steps", 0),
+        ("n_steps", 2.0),
+        ("alpha", -0.1),
+        ("alpha", 1.1),
+        ("alpha", "lin_0.5"),
+        ("beta0", 1.5),
+        ("beta0", math.nan),
+        ("batch_size", 0),
+        ("buffer_size", 0),
+        ("learning_starts", -1),
+        ("target_update_interval", 0),
+        ("train_freq", 0),
+        ("gradient_steps", -2),
+        ("gamma", 1.01),
+        ("tau", -1),
+        ("max_grad_norm", 0),
+        ("exploration_fraction", 0),
+        ("exploration_initial_eps", 2),
+        ("exploration_final_eps", -0.5),
+        ("sigma0", 0.0),
+        ("sigma0", -1),
+        ("noisy", "gaussian"),
+        ("noisy", True),
+        ("dueling", "yes"),
+        ("double_q", 1),
+        ("prioritized", None),
+    ],
+)
+def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argument, value, monkeypatch):
+    monkeypatch.setattr(gym, "make", lambda *args, **kwargs: pytest.fail("an environment was built"))
+    with pytest.raises(ValueError, match=rf"^{argument}={value!r}: must be"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"policy": "RnnPolicy"}, ValueError, "RnnPolicy"),
+        ({"policy": SB3Policy}, ValueError, "policy=.*DQNPolicy.*must be"),
+        ({"n_step": 3}, TypeError, "n_step"),
+        ({"train_freq": (2, "minutes")}, ValueError, "minutes"),
+        ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
+        ({"replay_buffer_kwargs": {"weight_norm": "max"}}, ValueError, "weight_norm='max'"),
+    ],
+)
+def test_other_mistakes_name_what_is_wrong(arguments, error, message):
+    with pytest.raises(error, match=message):
+        RainbowDQN(**{"policy": "MlpPolicy", "env": "CartPole-v1"} | arguments)
+
+
+def test_the_wrong_policy_for_a_dict_space_is_sb3s_own_error():
+    from stable_baselines3.common.envs import SimpleMultiObsEnv
+
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        RainbowDQN("MlpPolicy", SimpleMultiObsEnv())
+
+
+class Spoiled(gym.Wrapper):
+    """One reward or observation, at one step, is not finite."""
+
+    def __init__(self, env: gym.Env, reward: float = 1.0, obs: float = 0.0, at: int = 60) -> None:
+        super().__init__(env)
+        self.spoil, self.at, self.steps = (reward, obs), at, 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.steps += 1
+        if self.steps == self.at:
+            reward = self.spoil[0]
+            obs = np.full_like(obs, self.spoil[1]) if not math.isfinite(self.spoil[1]) else obs
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [({"reward": math.nan}, "reward"), ({"reward": -math.inf}, "reward"), ({"obs": math.nan}, "observation")],
+    ids=str,
+)
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_training_stops_at_the_next_update_and_names_what_is_not_finite(spoil, message, n_envs):
+    env = make_vec_env(lambda: Spoiled(gym.make("CartPole-v1"), **spoil), n_envs)
+    model = RainbowDQN("MlpPolicy", env, learning_starts=20, train_freq=4, seed=0)
+    with pytest.raises(ValueError, match=f"{message}.*(nan|inf)"):
+        model.learn(2000)
+    assert 60 <= model.num_timesteps // n_envs < 68
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+    assert all(v.isfinite().all() for s in model.policy.optimizer.state.values() for v in s.values())
+
+
+@pytest.mark.parametrize("spoil", [{"reward": math.nan}, {"obs": math.nan}, {"obs": math.inf}], ids=str)
+def test_with_sb3s_buffer_it_is_named_when_it_is_sampled(spoil):
+    env = Spoiled(gym.make("CartPole-v1"), **spoil)
+    model = RainbowDQN("MlpPolicy", env, learning_starts=20, replay_buffer_class=ReplayBuffer, buffer_size=200, seed=0)
+    with pytest.raises(ValueError, match="(rewards|observations) of the sampled batch contain (nan|inf)"):
+        model.learn(2000)
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+
+
+def test_an_infinite_observation_is_named_too():
+    model = RainbowDQN("MlpPolicy", Spoiled(gym.make("CartPole-v1"), obs=math.inf), learning_starts=20, seed=0, buffer_size=100)
+    with pytest.raises(ValueError, match="observations of the sampled batch contain inf"):
+        model.learn(2000)
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+
+
+def test_overflowing_values_are_named_and_not_learned_from():
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=20, seed=0)
+    model.learn(21)
+    before = [p.clone() for p in model.q_net.parameters()]
+    with th.no_grad():
+        model.q_net_target.value_stream[-1].bias_mu.fill_(math.inf)
+    with pytest.raises(ValueError, match="td_errors of the sampled batch contain inf"):
+        model.train(1, batch_size=8)
+    assert all(th.equal(p, q) for p, q in zip(before, model.q_net.parameters(), strict=True))
+
+
+def test_plain_dqn_really_is_poisoned_by_one_nan():
+    """What the guard is for: if SB3 ever stops this itself, it can go."""
+    model = DQN("MlpPolicy", Spoiled(gym.make("CartPole-v1"), reward=math.nan), learning_starts=20, buffer_size=100, seed=0)
+    model.learn(400)
+    assert any(p.isnan().any() for p in model.policy.parameters())
+
+
+def test_a_network_that_cannot_be_built_leaves_the_class_usable():
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        RainbowDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [-3]})
+    assert RainbowDQN("MlpPolicy", "CartPole-v1").policy.action_space == spaces.Discrete(2)

@@ -1,0 +1,296 @@
+"""It runs wherever SB3's DQN runs: arguments, spaces, environments, callbacks, wrappers."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import (
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    StopTrainingOnMaxEpisodes,
+    StopTrainingOnRewardThreshold,
+)
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from torch import nn
+
+from sb3_rainbow import RainbowDQN
+
+PARTS = [
+    {},
+    {"n_steps": 1},
+    {"double_q": False},
+    {"dueling": False},
+    {"noisy": False},
+    {"noisy": "independent"},
+    {"prioritized": False},
+    {"noisy": False, "dueling": False},
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=str)
+def test_every_combination_of_parts_trains(parts):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=50, policy_kwargs={"net_arch": [16]}, **parts)
+    model.learn(200)
+    assert model._n_updates > 0
+    assert all(p.isfinite().all() for p in model.policy.parameters())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"buffer_size": 1},
+        {"batch_size": 1},
+        {"learning_starts": 1},
+        {"gradient_steps": -1},
+        {"gradient_steps": 0},
+        {"train_freq": (1, "episode")},
+        {"train_freq": (3, "step"), "gradient_steps": 2},
+        {"n_steps": 50, "buffer_size": 20},
+        {"tau": 0.01, "target_update_interval": 1},
+        {"gamma": 0.0},
+        {"gamma": 1.0},
+        {"alpha": 1.0, "beta0": 1.0},
+        {"alpha": 0.0, "beta0": 0.0},
+        {"learning_rate": LinearSchedule(1e-3, 1e-4, 0.5)},
+        {"replay_buffer_kwargs": {"weight_norm": "memory"}},
+        {"policy_kwargs": {"net_arch": [], "activation_fn": nn.Tanh}},
+        {"policy_kwargs": {"optimizer_class": th.optim.RMSprop}},
+    ],
+    ids=lambda arguments: "-".join(arguments),
+)
+def test_unusual_arguments_run(arguments):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", **{"learning_starts": 10} | arguments)
+    model.learn(120)
+    model.learn(30, reset_num_timesteps=False)
+    assert model.num_timesteps >= 150
+
+
+@pytest.mark.parametrize("vec_env_class", [DummyVecEnv, SubprocVecEnv])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_several_environments_train(n_envs, vec_env_class):
+    env = make_vec_env("CartPole-v1", n_envs, vec_env_cls=vec_env_class)
+    model = RainbowDQN("MlpPolicy", env, learning_starts=30, buffer_size=100).learn(300)
+    assert model.replay_buffer.buffer_size == 100 // n_envs
+    assert model.replay_buffer.full
+    env.close()
+
+
+def test_a_warning_says_that_the_target_is_updated_at_every_step():
+    with pytest.warns(UserWarning, match="target network"):
+        RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", 3), target_update_interval=1)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(4),
+        spaces.MultiDiscrete([3, 2]),
+        spaces.MultiBinary(5),
+        spaces.Box(-1, 1, (2, 3), np.float64),
+        spaces.Box(0, 255, (2, 3, 4), np.uint8),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_every_observation_space_that_sb3_knows_trains(space, n_envs):
+    class Env(gym.Env):
+        observation_space, action_space = space, spaces.Discrete(3)
+
+        def reset(self, *, seed=None, options=None):
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            return self.observation_space.sample(), 1.0, bool(np.random.rand() < 0.1), False, {}
+
+    model = RainbowDQN("MlpPolicy", make_vec_env(Env, n_envs), learning_starts=20, buffer_size=50, train_freq=2)
+    model.learn(100)
+    evaluate_policy(model, Monitor(Env()), n_eval_episodes=2)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 2]), spaces.MultiBinary(3)], ids=str)
+def test_other_action_spaces_are_refused_by_sb3(space):
+    with pytest.raises(AssertionError, match="only supports"):
+        RainbowDQN("MlpPolicy", IdentityEnv(space=space))
+
+
+@pytest.mark.parametrize("channel_first", [True, False])
+def test_images_train_and_are_transposed(channel_first):
+    env = FakeImageEnv(screen_height=40, screen_width=41, n_channels=3, channel_first=channel_first)
+    model = RainbowDQN("CnnPolicy", env, buffer_size=250, learning_starts=20, policy_kwargs={"net_arch": [16]})
+    model.learn(60)
+    obs, _ = env.reset()
+    assert model.predict(obs, deterministic=True)[0].shape == ()
+
+
+def test_stacked_images_of_several_environments_train():
+    env = VecFrameStack(make_vec_env(lambda: FakeImageEnv(4, 40, 41, 1), 2), 3)
+    model = RainbowDQN("CnnPolicy", env, buffer_size=100, learning_starts=20, policy_kwargs={"net_arch": [16]})
+    model.learn(80)
+    assert model.replay_buffer._observations._stores[""].n_stack == 3
+
+
+def test_normalised_float_images_train():
+    class Env(gym.ObservationWrapper):
+        observation_space = spaces.Box(0, 1, (3, 40, 41), np.float32)
+
+        def observation(self, observation):
+            return np.moveaxis(observation / 255, -1, 0).astype(np.float32)
+
+    model = RainbowDQN(
+        "CnnPolicy",
+        Env(FakeImageEnv(4, 40, 41, 3)),
+        buffer_size=50,
+        learning_starts=20,
+        policy_kwargs={"normalize_images": False, "net_arch": [16]},
+    )
+    model.learn(60)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("parts", [{}, {"n_steps": 1, "prioritized": False}], ids=str)
+def test_dict_observations_with_images_train(n_envs, parts):
+    env = make_vec_env(lambda: SimpleMultiObsEnv(random_start=False), n_envs)
+    model = RainbowDQN(
+        "MultiInputPolicy",
+        env,
+        buffer_size=50,
+        learning_starts=20,
+        policy_kwargs={"net_arch": [16], "features_extractor_kwargs": {"cnn_output_dim": 16}},
+        **parts,
+    )
+    model.learn(100)
+    evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+
+
+def test_a_dict_of_one_vector_and_the_vector_give_the_same_actions():
+    class DictEnv(gym.ObservationWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.observation_space = spaces.Dict({"obs": env.observation_space})
+
+        def observation(self, observation):
+            return {"obs": observation}
+
+    models = [
+        RainbowDQN(policy, env, seed=1, learning_starts=50, policy_kwargs={"net_arch": [16]}).learn(300)
+        for policy, env in (("MlpPolicy", gym.make("CartPole-v1")), ("MultiInputPolicy", DictEnv(gym.make("CartPole-v1"))))
+    ]
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    actions = [model.predict(o, deterministic=True)[0].tolist() for model, o in zip(models, (obs, {"obs": obs}), strict=True)]
+    assert actions[0] == actions[1]
+    assert th.equal(*(th.cat([p.flatten() for p in m.policy.parameters()]) for m in models))
+
+
+def test_vecnormalize_trains_and_its_rewards_are_stored_raw():
+    env = VecNormalize(make_vec_env("CartPole-v1", 2), clip_reward=0.1)
+    model = RainbowDQN("MlpPolicy", env, learning_starts=50, seed=0).learn(200)
+    assert set(np.unique(model.replay_buffer.rewards[:50])) == {1.0}
+    assert model._sample(8).rewards.max() <= 0.3
+
+
+def test_callbacks_see_training_and_can_stop_it(tmp_path):
+    checkpoints = CheckpointCallback(100, str(tmp_path / "checkpoints"), save_replay_buffer=True)
+    evaluation = EvalCallback(
+        Monitor(gym.make("CartPole-v1")),
+        callback_on_new_best=StopTrainingOnRewardThreshold(1, verbose=0),
+        n_eval_episodes=2,
+        best_model_save_path=str(tmp_path),
+        log_path=str(tmp_path),
+        eval_freq=150,
+        warn=False,
+        verbose=0,
+    )
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=20)
+    model.learn(10_000, callback=CallbackList([checkpoints, evaluation]))
+    assert model.num_timesteps == 150
+    saved = sorted(path.name for path in tmp_path.rglob("*.*"))
+    assert saved == ["best_model.zip", "evaluations.npz", "rl_model_100_steps.zip", "rl_model_replay_buffer_100_steps.pkl"]
+    model.learn(10_000, callback=StopTrainingOnMaxEpisodes(3))
+    assert model.num_timesteps < 10_000
+    seen = []
+    model.learn(100, callback=lambda local_variables, _: seen.append(local_variables["self"].num_timesteps) or True)
+    assert seen == list(range(1, 101))
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")
+def test_the_progress_bar_is_sb3s(capsys):
+    RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=20).learn(100, progress_bar=True)
+    assert "100" in capsys.readouterr().out
+
+
+def test_it_learns_to_repeat_what_it_sees():
+    model = RainbowDQN(
+        "MlpPolicy",
+        make_vec_env(lambda: IdentityEnv(4), 1),
+        gamma=0.0,
+        learning_rate=3e-3,
+        learning_starts=100,
+        target_update_interval=100,
+        buffer_size=1500,
+        exploration_fraction=0.3,
+        policy_kwargs={"net_arch": [32]},
+        seed=0,
+    ).learn(1500)
+    mean, _ = evaluate_policy(model, Monitor(IdentityEnv(4)), n_eval_episodes=5)
+    assert mean > 95  # of 100
+
+
+class BatchNormDropoutExtractor(BaseFeaturesExtractor):
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 4)
+        self.batch_norm, self.dropout = nn.BatchNorm1d(4), nn.Dropout(0.5)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.dropout(self.batch_norm(observations))
+
+
+def test_statistics_move_in_training_only_and_are_copied_to_the_target():
+    model = RainbowDQN(
+        "MlpPolicy",
+        "CartPole-v1",
+        learning_starts=0,
+        tau=0.0,  # copies statistics nevertheless
+        target_update_interval=1,
+        train_freq=(1, "step"),
+        gradient_steps=0,
+        policy_kwargs={"features_extractor_class": BatchNormDropoutExtractor, "net_arch": [8]},
+        seed=0,
+    )
+    online, target = (net.features_extractor.batch_norm for net in (model.q_net, model.q_net_target))
+    model.learn(50)
+    assert (online.running_mean == 0).all(), "collecting changed statistics"
+    model.train(gradient_steps=2, batch_size=16)
+    assert (online.running_mean != 0).any()
+    assert (target.running_mean == 0).all()
+    model._on_step()
+    assert th.equal(online.running_mean, target.running_mean)
+    obs = np.ones((5, 4), np.float32)
+    model.policy.set_training_mode(True)
+    actions = [model.predict(obs, deterministic=True)[0].tolist() for _ in range(20)]
+    assert all(action == actions[0] for action in actions), "dropout was on"
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_atari_trains(n_envs):
+    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs, seed=0), 4)
+    model = RainbowDQN("CnnPolicy", env, buffer_size=500, learning_starts=50, seed=0).learn(100)
+    assert sum(p.numel() for p in model.q_net.parameters()) == 6_507_690
+    assert model.replay_buffer._observations._stores[""].n_stack == 4
+    env.close()
+
+
+def test_a_new_call_of_learn_closes_the_open_episode():
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=1000, train_freq=1, seed=0).learn(5)
+    model.learn(5)
+    timeouts = model.replay_buffer.timeouts[:10, 0]
+    assert timeouts.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    model.learn(5, reset_num_timesteps=False)  # goes on with the episode
+    assert model.replay_buffer.timeouts[9, 0] == 0
