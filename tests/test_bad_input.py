@@ -117,7 +117,9 @@ def test_with_sb3s_buffer_it_is_named_when_it_is_sampled(spoil):
 
 
 def test_an_infinite_observation_is_named_too():
-    model = RainbowDQN("MlpPolicy", Spoiled(gym.make("CartPole-v1"), obs=math.inf), learning_starts=20, seed=0, buffer_size=100)
+    model = RainbowDQN(
+        "MlpPolicy", Spoiled(gym.make("CartPole-v1"), obs=math.inf), learning_starts=20, seed=0, buffer_size=100
+    )
     with pytest.raises(ValueError, match="observations of the sampled batch contain inf"):
         model.learn(2000)
     assert all(p.isfinite().all() for p in model.policy.parameters())

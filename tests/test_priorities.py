@@ -143,15 +143,24 @@ def test_sums_do_not_drift():
     assert sampler.total == fresh.total
 
 
-def test_rounding_at_the_ends_of_blocks_never_draws_a_zero():
-    # Totals that differ by many magnitudes: prefix sums lose the small blocks' last digits
-    rng = np.random.default_rng(10)
-    for seed in range(200):
-        priorities = np.where(rng.random(700) < 0.5, 0, 10 ** rng.uniform(-12, 12, 700))
-        sampler = PrioritySampler(700, 1.0, seed=seed)
-        set_priorities(sampler, priorities.tolist())
-        for _ in range(20):
-            assert (priorities[sampler.sample(64)] > 0).all()
+def test_a_draw_beyond_the_rounded_end_of_a_block_is_held_back(monkeypatch):
+    """After 1e9, a block of 1e-7 ends at the next float64, which is 1.2e-7 on: a draw can lie between the two ends."""
+    sampler = PrioritySampler(192, 1.0)
+    set_priorities(sampler, [1e9] + [0.0] * 64 + [1e-7] + [0.0] * 62 + [1.0] + [0.0] * 63)
+    drawn = set()
+    for steps in range(-40, 40):
+        draw = 1 - 1e-15 - (1e9 + 1.2e-7) / (1e9 + 1) + steps * 2**-53
+        monkeypatch.setattr(sampler._uniform, "draw", lambda n, draw=draw: np.full(n, draw))
+        drawn |= set(sampler.sample(1).tolist())
+    assert drawn == {0, 65, 128}, "64 is the first of the small block's zeros"
+
+
+def test_leaves_appended_one_after_the_other_all_count(backend):
+    sampler = PrioritySampler(300, 1.0, seed=0)
+    for start, stop in ((0, 2), (2, 5), (5, 100), (200, 210), (210, 211)):
+        sampler.append(start, stop)
+    assert sampler.total == 111
+    assert np.flatnonzero(to_numpy(sampler.leaves)).tolist() == [*range(100), *range(200, 211)]
 
 
 def test_the_largest_draw_falls_on_the_last_positive_leaf(monkeypatch):

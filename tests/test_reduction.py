@@ -65,10 +65,10 @@ def test_the_same_seed_gives_the_same_run(n_envs):
     assert fingerprint(RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs), seed=6, **SETTINGS).learn(600)) != runs[0]
 
 
-def test_the_replays_own_generator_is_part_of_the_run():
+def test_the_replays_own_generator_is_part_of_the_run_and_has_its_seed():
     runs = []
-    for seed in (1, 1, 2):
-        model = RainbowDQN("MlpPolicy", "CartPole-v1", seed=5, replay_buffer_kwargs={"seed": seed}, **SETTINGS)
+    for kwargs in ({}, {"seed": 5}, {"seed": 2}):
+        model = RainbowDQN("MlpPolicy", "CartPole-v1", seed=5, replay_buffer_kwargs=kwargs, **SETTINGS)
         runs.append(fingerprint(model.learn(400)))
     assert runs[0] == runs[1] != runs[2]
 

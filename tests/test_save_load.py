@@ -92,7 +92,9 @@ def test_every_float_of_the_state_survives_randomising_saving_and_loading(tmp_pa
 
 def test_parameters_can_be_read_and_set():
     model, other = (RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL | {"seed": seed}) for seed in (0, 1))
-    assert predictions(model) != predictions(other) or not th.equal(*map(lambda m: next(m.policy.parameters()), (model, other)))
+    assert predictions(model) != predictions(other) or not th.equal(
+        *map(lambda m: next(m.policy.parameters()), (model, other))
+    )
     other.set_parameters(model.get_parameters())
     assert all(th.equal(p, q) for p, q in zip(model.policy.parameters(), other.policy.parameters(), strict=True))
     with pytest.raises(ValueError, match="Key nonsense"):

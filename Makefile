@@ -1,0 +1,51 @@
+# Everything happens in a virtual environment of its own, .venv
+PYTHON ?= python3
+# Installed before all else: without it, another package's plain "torch" may bring gigabytes of CUDA libraries
+TORCH ?= torch==2.13.0
+ENV ?= BreakoutNoFrameskip-v4
+STEPS ?= 10000
+SEED ?= 0
+LOGS ?= logs
+BIN := .venv/bin
+
+.PHONY: train test pytest test-slow type lint format check-codestyle commit-checks clean
+
+# Train on a real game through RL Zoo, then draw the learning curve and film the agent
+train: .venv/ready
+	$(BIN)/python -m rl_zoo3.train --algo rainbow --env $(ENV) -n $(STEPS) --seed $(SEED) -f $(LOGS) --eval-freq -1 -P
+	$(BIN)/python examples/show_run.py $(LOGS)/rainbow --env $(ENV)
+
+# What CI runs
+test: .venv/ready check-codestyle type pytest
+
+pytest: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/ready
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -s
+
+type: .venv/ready
+	$(BIN)/mypy
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check-codestyle: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+commit-checks: format type lint
+
+clean:
+	rm -rf .venv dist build logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv/ready: pyproject.toml hatch_build.py sb3_rainbow_zoo.pth
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@

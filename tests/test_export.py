@@ -1,0 +1,70 @@
+"""ONNX files give the Q-values of the mean weights, from raw observations."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch as th
+from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
+
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.export import export_onnx, main
+
+# The exporter warns about its own insides
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def run(path, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(str(path))
+    assert [output.name for output in session.get_outputs()] == ["q_values"]
+    return session.run(None, inputs)[0]
+
+
+@pytest.mark.parametrize("parts", [{}, {"dueling": False}, {"noisy": False}, {"dueling": False, "noisy": False}], ids=str)
+def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
+    env = FakeImageEnv(4, 84, 84, 4, channel_first=True)
+    model = RainbowDQN("CnnPolicy", env, sigma0=2.0, **parts)
+    export_onnx(model, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"], "weights lie in a second file"
+    for batch in (1, 2, 7):
+        obs = np.stack([env.observation_space.sample() for _ in range(batch)])
+        q_values = run(tmp_path / "model.onnx", {"observation": obs})
+        with th.no_grad():
+            np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)
+        assert (q_values.argmax(1) == model.predict(obs, deterministic=True)[0]).all()
+
+
+def test_vectors_and_numbers_go_in_as_they_are(tmp_path):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1")
+    export_onnx(model, tmp_path / "box.onnx")
+    obs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    assert (run(tmp_path / "box.onnx", {"observation": obs}).argmax(1) == model.predict(obs, deterministic=True)[0]).all()
+    model = RainbowDQN("MlpPolicy", IdentityEnv(6))
+    export_onnx(model, tmp_path / "discrete.onnx")
+    obs = np.arange(6)
+    assert (run(tmp_path / "discrete.onnx", {"observation": obs}).argmax(1) == model.predict(obs, deterministic=True)[0]).all()
+
+
+def test_a_dict_has_an_input_for_every_key(tmp_path):
+    env = SimpleMultiObsEnv(random_start=False)
+    model = RainbowDQN("MultiInputPolicy", env)
+    export_onnx(model, tmp_path / "dict.onnx")
+    obs = {key: np.stack([space.sample() for _ in range(3)]) for key, space in model.observation_space.spaces.items()}
+    q_values = run(tmp_path / "dict.onnx", obs)
+    with th.no_grad():
+        expected = model.q_net({key: th.from_numpy(entry) for key, entry in obs.items()})
+    np.testing.assert_allclose(q_values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_command_line_writes_the_file_and_the_model_stays_as_it_was(tmp_path, capsys):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=10).learn(20)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items()}
+    export_onnx(model, tmp_path / "first.onnx")
+    assert all(th.equal(before[name], value) for name, value in model.policy.state_dict().items())
+    model.learn(20, reset_num_timesteps=False)
+    model.save(tmp_path / "model.zip")
+    main([str(tmp_path / "model.zip"), str(tmp_path / "second.onnx")])
+    assert "second.onnx: 0.1 MB" in capsys.readouterr().out
+    obs = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    q_values = run(tmp_path / "second.onnx", {"observation": obs})
+    with th.no_grad():
+        np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,48 @@
+"""What the README shows is run, with fewer steps."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def run(*command: str, folder: Path) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_python_examples_run_one_after_the_other(tmp_path):
+    code = "\n".join(blocks("python"))
+    assert code.count("RainbowDQN(") == 2
+    assert code.count(".learn(") == 2
+    shortened = re.sub(r"learn\([\d_]+\)", "learn(300)", code).replace("100_000", "1_000")
+    run(sys.executable, "-c", shortened, folder=tmp_path)
+    assert (tmp_path / "rainbow_cartpole.zip").is_file()
+
+
+def test_the_rl_zoo_examples_run_one_after_the_other(tmp_path):
+    (lines,) = [block.splitlines() for block in blocks("sh") if "rl_zoo3" in block]
+    assert len(lines) == 2
+    for line in lines:
+        command = line.replace("--eval-freq 10000", "--eval-freq 500")
+        output = run(*command.replace("python", sys.executable, 1).split(), "-n", "1000", folder=tmp_path)
+    assert "Mean reward:" in output
+
+
+def test_every_file_and_target_it_names_is_there():
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for target in re.findall(r"make ([\w-]+)", README):
+        assert target in targets, target
+    assert (ROOT / "hyperparams/notebook.yml").is_file()
