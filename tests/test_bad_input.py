@@ -1,4 +1,4 @@
-"""Users' mistakes: an early error that names the argument and the value; and nothing that is not finite gets into a network."""
+"""Mistakes of users: an early error that names the argument and the value; nothing that is not finite enters a network."""
 
 import math
 
