@@ -40,12 +40,9 @@ class NoisyLinear(nn.Module):
         self.weight_sigma = nn.Parameter(th.empty(out_features, in_features))
         self.bias_mu = nn.Parameter(th.empty(out_features))
         self.bias_sigma = nn.Parameter(th.empty(out_features))
-        # f(eps) of inputs and outputs if factorised, the noise of weights and biases if independent
-        shapes = ((in_features,), (out_features,)) if noise == "factorised" else ((out_features, in_features), (out_features,))
-        self.weight_noise: th.Tensor
-        self.bias_noise: th.Tensor
-        self.register_buffer("weight_noise", th.zeros(shapes[0]), persistent=False)
-        self.register_buffer("bias_noise", th.zeros(shapes[1]), persistent=False)
+        self.epsilon: th.Tensor
+        n_weight_noise = in_features if noise == "factorised" else in_features * out_features
+        self.register_buffer("epsilon", th.zeros(n_weight_noise + out_features), persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,10 +57,20 @@ class NoisyLinear(nn.Module):
 
     def reset_noise(self) -> None:
         """Draw new noise, from torch's global generator of the layer's device."""
-        for noise in (self.weight_noise, self.bias_noise):
-            noise.normal_()
-            if self.noise == "factorised":
-                noise.copy_(noise.sign() * noise.abs().sqrt())
+        self.epsilon.normal_()
+        if self.noise == "factorised":
+            th.copysign(self.epsilon.abs().sqrt_(), self.epsilon, out=self.epsilon)
+
+    @property
+    def weight_noise(self) -> th.Tensor:
+        r"""``[in_features]``: :math:`f(\varepsilon_i)` of the inputs; independent: ``[out_features, in_features]``."""
+        noise = self.epsilon[: -self.out_features]
+        return noise if self.noise == "factorised" else noise.view_as(self.weight_mu)
+
+    @property
+    def bias_noise(self) -> th.Tensor:
+        r"""``[out_features]``: :math:`f(\varepsilon_j)` of the outputs; independent: noise of the biases alone."""
+        return self.epsilon[-self.out_features :]
 
     def forward(self, x: th.Tensor, deterministic: bool) -> th.Tensor:
         """
@@ -73,14 +80,13 @@ class NoisyLinear(nn.Module):
         """
         if deterministic:
             return F.linear(x, self.weight_mu, self.bias_mu)
-        bias = th.addcmul(self.bias_mu, self.bias_sigma, self.bias_noise)
-        if self.noise == "independent":
-            return F.linear(x, th.addcmul(self.weight_mu, self.weight_sigma, self.weight_noise), bias)
-        if len(x) < MATERIALISE_FROM and not th.is_grad_enabled():
-            # f(e_j) (sigma (f(e_i) x)): acting on a few observations, forming the weights would cost more than all the rest
-            noise = self.bias_noise * F.linear(x * self.weight_noise, self.weight_sigma)
-            return F.linear(x, self.weight_mu, bias) + noise
-        weight_noise = th.outer(self.bias_noise, self.weight_noise)
+        weight_noise, bias_noise = self.weight_noise, self.bias_noise
+        bias = th.addcmul(self.bias_mu, self.bias_sigma, bias_noise)
+        if self.noise == "factorised":
+            if len(x) < MATERIALISE_FROM and not th.is_grad_enabled():
+                # f(e_j) (sigma (f(e_i) x)): acting on few observations, forming the weights would cost more than all the rest
+                return F.linear(x, self.weight_mu, bias) + bias_noise * F.linear(x * weight_noise, self.weight_sigma)
+            weight_noise = th.outer(bias_noise, weight_noise)
         return F.linear(x, th.addcmul(self.weight_mu, self.weight_sigma, weight_noise), bias)
 
     def extra_repr(self) -> str:
