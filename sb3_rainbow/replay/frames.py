@@ -106,6 +106,8 @@ class FrameStore:
         self._frame_shape[self.stack_axis] //= self.n_stack
         frame_size = math.prod(self._frame_shape)
         self._zeros = bytes(frame_size * dtype.itemsize)
+        # Bytes are compared eight at a time
+        self._word = np.dtype(np.uint8 if len(self._zeros) % 8 else np.uint64)
         # Rows that no episode end needs are never touched, and on a CPU take no memory
         n_rows = count_rows(n_slots, n_envs, self.n_stack, episode_length=16 if device.type == "cpu" else 50)
         self._frames = allocate((n_rows, frame_size), dtype, device)
@@ -115,9 +117,9 @@ class FrameStore:
         # Rows taken by each of the last adds. A transition refers to rows of its own add and of the n_stack before it
         self._taken = array("i", bytes(4 * (n_slots + self.n_stack)))
         self._n_adds = 0
-        # The latest next_obs of every environment: its bytes, frame after frame, and its rows
-        self._last = [b""] * n_envs
-        self._last_rows = [[0] * self.n_stack] * n_envs
+        # The latest next_obs of every environment, frame after frame, and its rows; at first the zeros, row 0
+        self._last = np.zeros((n_envs, self.n_stack, len(self._zeros) // self._word.itemsize), self._word)
+        self._last_rows = np.zeros((n_envs, self.n_stack), np.int32)
 
     @property
     def nbytes(self) -> int:
@@ -132,36 +134,63 @@ class FrameStore:
         :param obs: ``[n_envs, *shape]``
         :param next_obs: ``[n_envs, *shape]``, an episode's last observation where it ended
         """
+        stacks, next_stacks = self._to_frames(obs), self._to_frames(next_obs)
+        windows = self._add_moved_up(stacks, next_stacks)
+        if windows is None:
+            windows = self._add_any(stacks, next_stacks)
+        self._last[:] = next_stacks
+        self._last_rows = windows[:, -self.n_stack :]
+        width = self._rows.shape[1]
+        if windows.shape[1] > width:
+            xp = namespace(self._rows)
+            self._rows = xp.concatenate((self._rows[:, : self.n_stack], self._rows[:, -self.n_stack :]), 1)
+        elif windows.shape[1] < width:
+            windows = np.concatenate((windows[:, : self.n_stack], windows[:, -self.n_stack :]), 1)
+        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
+        self._rows[leaves] = to_array(windows, self._device)
+
+    def _add_moved_up(self, stacks: np.ndarray, next_stacks: np.ndarray) -> np.ndarray | None:
+        """Row numbers of a step within all the episodes, where every stack has just one new frame; None if it is no such."""
+        newest = next_stacks[:, -1]
+        if not (
+            (stacks == self._last).all()
+            and (next_stacks[:, :-1] == stacks[:, 1:]).all()
+            and newest.max(axis=1).all()  # zeros have their row
+        ):
+            return None
+        first_moved, distance = self._make_room(len(newest))
+        if distance:
+            self._last_rows = self._last_rows + distance * (self._last_rows >= first_moved)
+        return np.concatenate((self._last_rows, self._write(newest)[:, None]), 1)
+
+    def _add_any(self, stacks: np.ndarray, next_stacks: np.ndarray) -> np.ndarray:
+        """Row numbers of any transitions: one number after those of ``obs``, or ``n_stack`` if one environment needs them."""
         size = len(self._zeros)
         windows: list[list[int]] = []
         new: list[bytes] = []  # frames to store: until it has its row, the i-th has the number -(i + 1)
-        for env, (stack, next_stack) in enumerate(zip(self._stacks(obs), self._stacks(next_obs), strict=True)):
-            last, last_rows = self._last[env], self._last_rows[env]
+        for env in range(self._n_envs):
+            stack, next_stack, last = (x[env].tobytes() for x in (stacks, next_stacks, self._last))
+            last_rows = self._last_rows[env].tolist()
             if stack == last:
                 rows = last_rows
-            elif last and stack.startswith(last[size:]):  # a new episode whose stack was not cleared
+            elif stack.startswith(last[size:]):  # a new episode whose stack was not cleared
                 rows = last_rows[1:] + self._place(stack[-size:], new)
             else:
                 rows = self._place(stack, new)
             moved_up = next_stack.startswith(stack[size:])
             windows.append(rows + self._place(next_stack[-size:] if moved_up else next_stack, new))
-            self._last[env] = next_stack
 
         first_moved, distance = self._make_room(len(new))
-        rows_of_new = self._write(new)
+        # Not read-only, as bytes would be: torch takes no such memory
+        frames = np.frombuffer(bytearray().join(new), self._word).reshape(len(new), self._last.shape[-1])
+        rows_of_new = self._write(frames).tolist()
         rows_of_new.reverse()  # number -1 finds the first
-        windows = [
-            [rows_of_new[row] if row < 0 else row + distance * (row >= first_moved) for row in window] for window in windows
-        ]
-        self._last_rows = [window[-self.n_stack :] for window in windows]
-        width = self._rows.shape[1]
-        if any(len(window) != width for window in windows):
-            if width == self.n_stack + 1:
-                xp = namespace(self._rows)
-                self._rows = xp.concatenate((self._rows[:, : self.n_stack], self._rows[:, -self.n_stack :]), 1)
+        if len(set(map(len, windows))) > 1:
             windows = [window[: self.n_stack] + window[-self.n_stack :] for window in windows]
-        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
-        self._rows[leaves] = to_array(windows, self._device)
+        return np.array(
+            [[rows_of_new[row] if row < 0 else row + distance * (row >= first_moved) for row in window] for window in windows],
+            np.int32,
+        )
 
     def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
         """
@@ -206,13 +235,13 @@ class FrameStore:
             self._rows = allocate((len(self._rows), width), np.dtype(np.int32), self._device)
         self._rows[:n_leaves] = to_array(state["rows"], self._device)
         self._taken = array("i", state["taken"].tobytes())
-        self._last, self._last_rows = list(state["last"]), list(state["last_rows"])
+        self._last, self._last_rows = state["last"].copy(), state["last_rows"].copy()
 
-    def _stacks(self, obs: np.ndarray) -> list[bytes]:
-        """Each environment's observation, frame after frame."""
+    def _to_frames(self, obs: np.ndarray) -> np.ndarray:
+        """Each environment's observation, frame after frame: ``[n_envs, n_stack, words]``."""
         if self.stack_axis == -1:
             obs = np.moveaxis(obs.reshape(*obs.shape[:-1], self.n_stack, -1), -2, 1)
-        return [stack.tobytes() for stack in obs]
+        return np.ascontiguousarray(obs).reshape(self._n_envs, self.n_stack, -1).view(self._word)
 
     def _place(self, frames: bytes, new: list[bytes]) -> list[int]:
         """Rows of consecutive frames: new ones, but for zeros and repetitions."""
@@ -261,17 +290,18 @@ class FrameStore:
         self._length += distance
         return first, distance
 
-    def _write(self, new: list[bytes]) -> list[int]:
-        """Write frames to the ring's next rows, which are returned."""
-        joined = bytearray().join(new)  # torch takes no read-only memory
-        frames = to_array(np.frombuffer(joined, self._dtype).reshape(len(new), self._frames.shape[1]), self._device)
-        start, stop = self._head, self._head + len(new)
-        before_wrap = min(stop, self._length) - start
-        self._frames[1 + start : 1 + start + before_wrap] = frames[:before_wrap]
-        self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
+    def _write(self, new: np.ndarray) -> np.ndarray:
+        """Write ``[n, words]`` frames to the ring's next rows, which are returned."""
+        rows = np.arange(self._head, self._head + len(new), dtype=np.int32)
+        rows[rows >= self._length] -= self._length
+        rows += 1
+        frames = to_array(new.view(self._dtype), self._device)
+        self._frames[to_array(rows, self._device)] = frames
         self._live += len(new)
-        self._head = stop if stop <= self._length else stop - self._length
-        return [*range(1 + start, 1 + start + before_wrap), *range(1, 1 + len(new) - before_wrap)]
+        self._head += len(new)
+        if self._head > self._length:
+            self._head -= self._length
+        return rows
 
     def _reserve(self, length: int) -> None:
         """Allocate more rows if the ring needs them: many very short episodes, or observations that share nothing."""
