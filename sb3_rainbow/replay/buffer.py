@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number
-from sb3_rainbow.replay.arrays import Array, allocate, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.arrays import Array, allocate, take, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.n_step import n_step_returns
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
@@ -287,7 +287,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             weights = returns * 0 + 1
         samples = PrioritizedReplayBufferSamples(
             _to_tensors(observations),
-            to_tensor(self._actions[leaf_indices]),
+            to_tensor(take(self._actions, leaf_indices)),
             _to_tensors(next_observations),
             to_tensor(dones[:, None]),
             to_tensor(returns[:, None]),

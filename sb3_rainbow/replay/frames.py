@@ -292,15 +292,17 @@ class FrameStore:
 
     def _write(self, new: np.ndarray) -> np.ndarray:
         """Write ``[n, words]`` frames to the ring's next rows, which are returned."""
-        rows = np.arange(self._head, self._head + len(new), dtype=np.int32)
-        rows[rows >= self._length] -= self._length
-        rows += 1
+        stop = self._head + len(new)
+        rows = np.arange(1 + self._head, 1 + stop, dtype=np.int32)
+        if stop > self._length:
+            rows[self._length - self._head :] -= self._length
         frames = to_array(new.view(self._dtype), self._device)
-        self._frames[to_array(rows, self._device)] = frames
+        before_wrap = len(new) - max(0, stop - self._length)
+        self._frames[1 + self._head : 1 + self._head + before_wrap] = frames[:before_wrap]
+        if before_wrap < len(new):
+            self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
         self._live += len(new)
-        self._head += len(new)
-        if self._head > self._length:
-            self._head -= self._length
+        self._head = stop if stop <= self._length else stop - self._length
         return rows
 
     def _reserve(self, length: int) -> None:

@@ -5,7 +5,7 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from sb3_rainbow.replay.arrays import Array, namespace
+from sb3_rainbow.replay.arrays import Array, namespace, take
 
 
 class NStepReturns(NamedTuple):
@@ -59,12 +59,12 @@ def n_step_returns(
     not_last, distances, powers, next_powers = _tables(n_steps, gamma, n_envs, xp, rewards.device)
     window = (leaf_indices[:, None] + distances) % len(rewards)  # [batch, n_steps]
     # The first step that does not go on, or the last one
-    last = (goes_on[window] * not_last).argmin(1)
+    last = (take(goes_on, window) * not_last).argmin(1)
     each = xp.arange(len(last), device=rewards.device)
     last_leaves = window[each, last]
-    window_rewards = rewards[window]
+    window_rewards = take(rewards, window)
     if normalize_reward is not None:
         window_rewards = normalize_reward(window_rewards)
     # Of the partial sums one is taken: what lies beyond the window cannot leak in, not even as nan
     returns = (window_rewards * powers).cumsum(1)[each, last]
-    return NStepReturns(returns, next_powers[last], last_leaves, terminated[last_leaves])
+    return NStepReturns(returns, take(next_powers, last), last_leaves, take(terminated, last_leaves))

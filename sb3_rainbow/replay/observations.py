@@ -1,7 +1,6 @@
 """Observations of any space SB3 knows: every entry of a dict has a store of its own, images one that shares frames."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ def as_shape(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...]) -> 
     :return: the value as an array
     :raises ValueError: if it has another shape
     """
-    array = value if isinstance(value, np.ndarray) and value.dtype == dtype else np.asarray(value, dtype=dtype)
+    array = np.asarray(value, dtype)
     if array.shape != shape:
         if [size for size in array.shape if size != 1] != [size for size in shape if size != 1]:
             raise ValueError(f"{name} has the shape {array.shape}: must be {shape}")
@@ -96,18 +95,14 @@ class ObservationStore:
         :return: the same as a dict, every array of its dtype and shape
         :raises ValueError: if one has the wrong shape, or is missing
         """
-        if isinstance(obs, Mapping) != self._is_dict or (isinstance(obs, Mapping) and obs.keys() != self._entries.keys()):
-            given = sorted(obs) if isinstance(obs, Mapping) else type(obs).__name__
+        given = obs if isinstance(obs, dict) else {"": obs}
+        if isinstance(obs, dict) != self._is_dict or given.keys() != self._entries.keys():
             raise ValueError(
-                f"{name}={given}: must be {f'a dict of {sorted(self._entries)}' if self._is_dict else 'an array'}"
+                f"{name}={sorted(obs) if isinstance(obs, dict) else type(obs).__name__}: must be "
+                f"{f'a dict of {sorted(self._entries)}' if self._is_dict else 'an array'}"
             )
         return {
-            key: as_shape(
-                f"{name}[{key!r}]" if self._is_dict else name,
-                obs[key] if isinstance(obs, Mapping) else obs,
-                dtype,
-                (self._n_envs, *shape),
-            )
+            key: as_shape(f"{name}[{key!r}]" if key else name, given[key], dtype, (self._n_envs, *shape))
             for key, (shape, dtype) in self._entries.items()
         }
 

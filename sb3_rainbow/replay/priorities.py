@@ -156,7 +156,7 @@ class PrioritySampler:
         blocks = xp.searchsorted(through, draws)
         within = take(self._blocks, blocks).cumsum(1)
         # A block's sum is rounded in another order: hold the draw back at the end of the block
-        draws = xp.minimum(draws - self._before[blocks], within[:, -1])
+        draws = xp.minimum(draws - take(self._before, blocks), within[:, -1])
         return (within < draws[:, None]).view(xp.uint8).argmin(1) + blocks * self.block_size
 
     def weights(self, leaf_indices: Array, beta: float) -> Array:
