@@ -186,8 +186,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             others = self.buffer_size * self.n_envs * _bytes_per_leaf(self.action_space)
             self._observations.allocate(entries, next_entries, done, others)
 
-        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        terminated = done & ~truncated if self.handle_timeout_termination else done
+        terminated = done
+        if self.handle_timeout_termination and done.any():
+            terminated = done & ~np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         leaves = self._leaves_of(self.pos)
         self._observations.add(self.pos, entries, next_entries)
         self._actions[leaves] = to_array(action, self.storage_device)

@@ -82,7 +82,7 @@ class FrameStore:
     frame of ``next_obs``, whose other frames are those of ``obs`` moved up by one. Rows are shared only between equal bytes:
 
     - an ``obs`` equal to the previous ``next_obs`` takes over its rows;
-    - a frame of zeros is row 0, and a frame repeated within a stack has one row: this is how stacks are padded;
+    - in a stack that is new as a whole, a frame of zeros is row 0 and repeated frames have one row: so are stacks padded;
     - every other frame gets a new row. A ``next_obs`` that is not ``obs`` moved up by one is stored whole, and from then on
       every transition keeps ``2 * n_stack`` row numbers.
 
@@ -106,8 +106,6 @@ class FrameStore:
         self._frame_shape[self.stack_axis] //= self.n_stack
         frame_size = math.prod(self._frame_shape)
         self._zeros = bytes(frame_size * dtype.itemsize)
-        # Bytes are compared eight at a time
-        self._word = np.dtype(np.uint8 if len(self._zeros) % 8 else np.uint64)
         # Rows that no episode end needs are never touched, and on a CPU take no memory
         n_rows = count_rows(n_slots, n_envs, self.n_stack, episode_length=16 if device.type == "cpu" else 50)
         self._frames = allocate((n_rows, frame_size), dtype, device)
@@ -117,8 +115,8 @@ class FrameStore:
         # Rows taken by each of the last adds. A transition refers to rows of its own add and of the n_stack before it
         self._taken = array("i", bytes(4 * (n_slots + self.n_stack)))
         self._n_adds = 0
-        # The latest next_obs of every environment, frame after frame, and its rows; at first the zeros, row 0
-        self._last = np.zeros((n_envs, self.n_stack, len(self._zeros) // self._word.itemsize), self._word)
+        # The latest next_obs of all environments, frame after frame, and its rows; at first the zeros, row 0
+        self._last = self._zeros * n_envs * self.n_stack
         self._last_rows = np.zeros((n_envs, self.n_stack), np.int32)
 
     @property
@@ -135,10 +133,14 @@ class FrameStore:
         :param next_obs: ``[n_envs, *shape]``, an episode's last observation where it ended
         """
         stacks, next_stacks = self._to_frames(obs), self._to_frames(next_obs)
-        windows = self._add_moved_up(stacks, next_stacks)
-        if windows is None:
-            windows = self._add_any(stacks, next_stacks)
-        self._last[:] = next_stacks
+        current, following = stacks.tobytes(), next_stacks.tobytes()
+        # Comparing bytes is the fastest way. Within all episodes every stack has just one new frame
+        if current == self._last and next_stacks[:, :-1].tobytes() == stacks[:, 1:].tobytes():
+            rows, last_rows = self._write(next_stacks[:, -1], self._last_rows)
+            windows = np.concatenate((last_rows, rows[:, None]), 1)
+        else:
+            windows = self._place_any(current, following)
+        self._last = following
         self._last_rows = windows[:, -self.n_stack :]
         width = self._rows.shape[1]
         if windows.shape[1] > width:
@@ -149,28 +151,15 @@ class FrameStore:
         leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
         self._rows[leaves] = to_array(windows, self._device)
 
-    def _add_moved_up(self, stacks: np.ndarray, next_stacks: np.ndarray) -> np.ndarray | None:
-        """Row numbers of a step within all the episodes, where every stack has just one new frame; None if it is no such."""
-        newest = next_stacks[:, -1]
-        if not (
-            (stacks == self._last).all()
-            and (next_stacks[:, :-1] == stacks[:, 1:]).all()
-            and newest.max(axis=1).all()  # zeros have their row
-        ):
-            return None
-        first_moved, distance = self._make_room(len(newest))
-        if distance:
-            self._last_rows = self._last_rows + distance * (self._last_rows >= first_moved)
-        return np.concatenate((self._last_rows, self._write(newest)[:, None]), 1)
-
-    def _add_any(self, stacks: np.ndarray, next_stacks: np.ndarray) -> np.ndarray:
+    def _place_any(self, current: bytes, following: bytes) -> np.ndarray:
         """Row numbers of any transitions: one number after those of ``obs``, or ``n_stack`` if one environment needs them."""
         size = len(self._zeros)
+        stack_size = size * self.n_stack
         windows: list[list[int]] = []
         new: list[bytes] = []  # frames to store: until it has its row, the i-th has the number -(i + 1)
-        for env in range(self._n_envs):
-            stack, next_stack, last = (x[env].tobytes() for x in (stacks, next_stacks, self._last))
-            last_rows = self._last_rows[env].tolist()
+        for env, last_rows in enumerate(self._last_rows.tolist()):
+            here = slice(env * stack_size, (env + 1) * stack_size)
+            stack, next_stack, last = current[here], following[here], self._last[here]
             if stack == last:
                 rows = last_rows
             elif stack.startswith(last[size:]):  # a new episode whose stack was not cleared
@@ -179,18 +168,14 @@ class FrameStore:
                 rows = self._place(stack, new)
             moved_up = next_stack.startswith(stack[size:])
             windows.append(rows + self._place(next_stack[-size:] if moved_up else next_stack, new))
-
-        first_moved, distance = self._make_room(len(new))
-        # Not read-only, as bytes would be: torch takes no such memory
-        frames = np.frombuffer(bytearray().join(new), self._word).reshape(len(new), self._last.shape[-1])
-        rows_of_new = self._write(frames).tolist()
-        rows_of_new.reverse()  # number -1 finds the first
         if len(set(map(len, windows))) > 1:
             windows = [window[: self.n_stack] + window[-self.n_stack :] for window in windows]
-        return np.array(
-            [[rows_of_new[row] if row < 0 else row + distance * (row >= first_moved) for row in window] for window in windows],
-            np.int32,
-        )
+
+        # Not read-only, as bytes would be: torch takes no such memory
+        frames = np.frombuffer(bytearray().join(new), self._dtype).reshape(len(new), self._frames.shape[1])
+        rows_of_new, known = self._write(frames, np.array(windows, np.int32))
+        known[known < 0] = rows_of_new[-known[known < 0] - 1]
+        return known
 
     def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
         """
@@ -235,13 +220,13 @@ class FrameStore:
             self._rows = allocate((len(self._rows), width), np.dtype(np.int32), self._device)
         self._rows[:n_leaves] = to_array(state["rows"], self._device)
         self._taken = array("i", state["taken"].tobytes())
-        self._last, self._last_rows = state["last"].copy(), state["last_rows"].copy()
+        self._last, self._last_rows = state["last"], state["last_rows"].copy()
 
     def _to_frames(self, obs: np.ndarray) -> np.ndarray:
-        """Each environment's observation, frame after frame: ``[n_envs, n_stack, words]``."""
+        """Each environment's observation, frame after frame: ``[n_envs, n_stack, frame_size]``."""
         if self.stack_axis == -1:
             obs = np.moveaxis(obs.reshape(*obs.shape[:-1], self.n_stack, -1), -2, 1)
-        return np.ascontiguousarray(obs).reshape(self._n_envs, self.n_stack, -1).view(self._word)
+        return obs.reshape(self._n_envs, self.n_stack, -1)
 
     def _place(self, frames: bytes, new: list[bytes]) -> list[int]:
         """Rows of consecutive frames: new ones, but for zeros and repetitions."""
@@ -290,20 +275,28 @@ class FrameStore:
         self._length += distance
         return first, distance
 
-    def _write(self, new: np.ndarray) -> np.ndarray:
-        """Write ``[n, words]`` frames to the ring's next rows, which are returned."""
+    def _write(self, new: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Write the new frames of one add to the ring's next rows.
+
+        :param new: ``[n, frame_size]``
+        :param known: row numbers that are about to be stored
+        :return: rows of the new frames, and ``known`` as they are after the ring has moved its rows, if it had to
+        """
+        first_moved, distance = self._make_room(len(new))
+        if distance:
+            known = np.where(known < first_moved, known, known + distance)
         stop = self._head + len(new)
         rows = np.arange(1 + self._head, 1 + stop, dtype=np.int32)
-        if stop > self._length:
-            rows[self._length - self._head :] -= self._length
-        frames = to_array(new.view(self._dtype), self._device)
+        frames = to_array(new, self._device)
         before_wrap = len(new) - max(0, stop - self._length)
         self._frames[1 + self._head : 1 + self._head + before_wrap] = frames[:before_wrap]
         if before_wrap < len(new):
+            rows[before_wrap:] -= self._length
             self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
         self._live += len(new)
         self._head = stop if stop <= self._length else stop - self._length
-        return rows
+        return rows, known
 
     def _reserve(self, length: int) -> None:
         """Allocate more rows if the ring needs them: many very short episodes, or observations that share nothing."""
