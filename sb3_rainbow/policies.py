@@ -5,6 +5,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -115,6 +116,7 @@ class NoisyQNetwork(QNetwork):
         )
         self.noisy = noisy
         self.sigma0 = sigma0
+        self._scales_images = normalize_images and is_image_space(observation_space)
         self._make_head()
         self.noisy_layers = [module for module in self.modules() if isinstance(module, NoisyLinear)]
 
@@ -137,6 +139,18 @@ class NoisyQNetwork(QNetwork):
         """:return: mean of ``|sigma|`` over all weights and biases of the noisy layers; 0 without any"""
         sigmas = [sigma.detach().abs() for layer in self.noisy_layers for sigma in (layer.weight_sigma, layer.bias_sigma)]
         return float(sum(sigma.sum() for sigma in sigmas) / max(1, sum(sigma.numel() for sigma in sigmas)))
+
+    def extract_features(self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor) -> th.Tensor:
+        """
+        SB3's, but for images: the same numbers with one temporary instead of two, which cost more than the division.
+
+        :param obs: ``[batch, *obs_shape]``, or a dict of those
+        :param features_extractor: what comes after the scaling
+        :return: ``[batch, features_dim]``
+        """
+        if self._scales_images and isinstance(obs, th.Tensor) and obs.dtype == th.uint8:
+            return features_extractor(obs.float().div_(255))
+        return super().extract_features(obs, features_extractor)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         """

@@ -252,11 +252,14 @@ class RainbowDQN(DQN):
 
             self.policy.optimizer.zero_grad()
             loss.backward()
-            grad_norm = th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            grad_norm = th.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
             update_losses.append(loss.item())
             if not math.isfinite(update_losses[-1] + grad_norm.item()):
                 self.policy.optimizer.zero_grad()
                 raise ValueError(_name_non_finite(replay_data, td_errors))
+            # clip_grad_norm_ would multiply by 1 as well. Its 1e-6 counts: below it, the factor is 1
+            if grad_norm + 1e-6 > self.max_grad_norm:
+                th.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, grad_norm)
             self.policy.optimizer.step()
 
             if hasattr(self.replay_buffer, "update_priorities") and self.prioritized:
