@@ -202,7 +202,7 @@ def test_a_buffer_that_lay_on_a_missing_gpu_comes_to_the_cpu(monkeypatch):
     buffer = PrioritizedNStepReplayBuffer(10, spaces.Box(-1, 1, (2,)), spaces.Discrete(2), "cpu")
     buffer.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.zeros(1), [{}])
     saved = buffer.__getstate__() | {"storage_device": th.device("cuda")}
-    saved["_priorities"] |= {"generator": ("cuda", np.zeros(16, np.uint8))}
+    saved["_state"]["priorities"] |= {"generator": ("cuda", np.zeros(16, np.uint8))}
     monkeypatch.setattr(th.cuda, "is_available", lambda: False)
     loaded = PrioritizedNStepReplayBuffer.__new__(PrioritizedNStepReplayBuffer)
     loaded.__setstate__(saved)

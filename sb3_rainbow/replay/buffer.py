@@ -367,25 +367,46 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode was truncated."""
         return self.dones - self._copy(self._terminated)
 
+    def state(self) -> dict[str, Any]:
+        """:return: what the buffer holds, as plain data and NumPy arrays, which may be the buffer's own memory"""
+        n_leaves = self.size() * self.n_envs
+        return {
+            "position": (self.pos, self.full),
+            "running": self._running,
+            "non_finite": self._non_finite,
+            "leaves": {name: to_numpy(getattr(self, name)[:n_leaves]) for name in _LEAF_ARRAYS},
+            "observations": self._observations.state(n_leaves),
+            "priorities": self._priorities.state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        Hold what another buffer held.
+
+        :param state: what its ``state()`` returned; it was made with the same arguments
+        """
+        self._allocate(self.storage_device, seed=0)
+        self.pos, self.full = state["position"]
+        self._running, self._non_finite = state["running"].copy(), state["non_finite"]
+        for name, array in state["leaves"].items():
+            getattr(self, name)[: len(array)] = to_array(array, self.storage_device)
+        self._observations.load_state(state["observations"])
+        self._priorities.load_state(state["priorities"])
+
     def __getstate__(self) -> dict[str, Any]:
         """:return: everything, arrays only as far as they are filled"""
-        n_leaves = self.size() * self.n_envs
-        arrays = {name: to_numpy(getattr(self, name)[:n_leaves]) for name in _LEAF_ARRAYS}
-        rooms = {"_observations": self._observations.state(n_leaves), "_priorities": self._priorities.state()}
-        return self.__dict__ | arrays | rooms
+        made_anew = (*_LEAF_ARRAYS, "_observations", "_priorities")
+        return {name: value for name, value in self.__dict__.items() if name not in made_anew} | {"_state": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """
         :param state: what ``__getstate__`` returned. Storage that lay on a missing CUDA device comes to the CPU
         """
+        held = state.pop("_state")
         self.__dict__.update(state)
-        missing = self.storage_device.type == "cuda" and not th.cuda.is_available()
-        self._allocate(th.device("cpu") if missing else self.storage_device, seed=0)
-        for name in _LEAF_ARRAYS:
-            getattr(self, name)[: len(state[name])] = to_array(state[name], self.storage_device)
-        self._running, self._non_finite = state["_running"], state["_non_finite"]
-        self._observations.load_state(state["_observations"])
-        self._priorities.load_state(state["_priorities"])
+        if self.storage_device.type == "cuda" and not th.cuda.is_available():
+            self.storage_device = th.device("cpu")
+        self.load_state(held)
 
     def _leaves_of(self, slot: int) -> slice:
         slot %= self.buffer_size

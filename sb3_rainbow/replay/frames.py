@@ -1,6 +1,7 @@
 """Observations of the replay: plain arrays, and image stacks whose frames are stored once."""
 
 import math
+import uuid
 from array import array
 from typing import Any
 
@@ -13,6 +14,8 @@ from sb3_rainbow.replay.arrays import Array, allocate, namespace, take, to_array
 MAX_STACK = 8
 #: Most channels of one frame: an axis with more per frame is no stack
 MAX_CHANNELS = 16
+#: Frames are handed out for saving in parts of about so many bytes, each with a tag that changes when the part does
+PART_BYTES = 2**25
 
 
 class ArrayStore:
@@ -115,6 +118,10 @@ class FrameStore:
         # Rows taken by each of the last adds. A transition refers to rows of its own add and of the n_stack before it
         self._taken = array("i", bytes(4 * (n_slots + self.n_stack)))
         self._n_adds = 0
+        self._part = max(1, PART_BYTES // len(self._zeros))
+        # When each part was last written to, in adds; the token tells this history from that of any other store
+        self._written = np.zeros(-(-n_rows // self._part), np.int64)
+        self._token = uuid.uuid4().hex
         # The latest next_obs of all environments, frame after frame, and its rows; at first the zeros, row 0
         self._last = self._zeros * n_envs * self.n_stack
         self._last_rows = np.zeros((n_envs, self.n_stack), np.int32)
@@ -198,9 +205,13 @@ class FrameStore:
         :param n_leaves: how many leaves have been written
         :return: what they hold and where the ring stands; arrays are NumPy's
         """
+        frames = to_numpy(self._frames[: 1 + self._length])
+        starts = range(0, len(frames), self._part)
         return {
             "stack": (self.stack_axis, self.n_stack),
-            "frames": to_numpy(self._frames[: 1 + self._length]),
+            "frames": [frames[start : start + self._part] for start in starts],
+            # Parts with equal tags have equal bytes, as long as they are equally long
+            "tags": [f"{self._token}-{written}" for written in self._written[: len(starts)]],
             "rows": to_numpy(self._rows[:n_leaves]),
             "ring": (self._length, self._head, self._live, self._n_adds),
             "taken": np.array(self._taken),
@@ -214,7 +225,10 @@ class FrameStore:
         """
         self._reserve(state["ring"][0])
         self._length, self._head, self._live, self._n_adds = state["ring"]
-        self._frames[: 1 + self._length] = to_array(state["frames"], self._device)
+        start = 0
+        for part in state["frames"]:
+            self._frames[start : start + len(part)] = to_array(part, self._device)
+            start += len(part)
         n_leaves, width = state["rows"].shape
         if width > self._rows.shape[1]:
             self._rows = allocate((len(self._rows), width), np.dtype(np.int32), self._device)
@@ -271,6 +285,7 @@ class FrameStore:
         for stop in range(1 + self._length, first, -distance):
             start = max(first, stop - distance)
             self._frames[start + distance : stop + distance] = self._frames[start:stop]
+        self._written[first // self._part :] = self._n_adds
         self._rows += distance * (self._rows >= first)
         self._length += distance
         return first, distance
@@ -293,7 +308,9 @@ class FrameStore:
         self._frames[1 + self._head : 1 + self._head + before_wrap] = frames[:before_wrap]
         if before_wrap < len(new):
             rows[before_wrap:] -= self._length
+            self._written[: 1 + (len(new) - before_wrap) // self._part] = self._n_adds
             self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
+        self._written[(1 + self._head) // self._part : 1 + (self._head + before_wrap) // self._part] = self._n_adds
         self._live += len(new)
         self._head = stop if stop <= self._length else stop - self._length
         return rows, known
@@ -304,6 +321,8 @@ class FrameStore:
             frames = allocate((length * 5 // 4 + 1, self._frames.shape[1]), self._dtype, self._device)
             frames[: 1 + self._length] = self._frames[: 1 + self._length]
             self._frames = frames
+            more = -(-len(frames) // self._part) - len(self._written)
+            self._written = np.concatenate((self._written, np.zeros(more, np.int64)))
 
 
 def count_rows(n_slots: int, n_envs: int, n_stack: int, episode_length: float) -> int:

@@ -163,6 +163,8 @@ class ObservationStore:
         """
         :param state: what ``state()`` returned, for the same space, slots and environments
         """
+        if not state:  # nothing was added before it was saved
+            return
         self._make_stores({key: entry["stack"] for key, entry in state.items() if "stack" in entry})
         for key, entry in state.items():
             self._stores[key].load_state(entry)

@@ -1,0 +1,173 @@
+"""
+Checkpoints as folders that are there as a whole or not at all.
+
+A checkpoint is written under a name that no reader takes for one, its manifest last, every file and the folder flushed to the
+disk, and then renamed. Readers take the newest whose manifest is true to its files.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_PREFIX, _TEMPORARY = "step_", ".writing_"
+
+
+class CorruptCheckpointError(ValueError):
+    """A checkpoint that is not what its manifest says; the text names the file."""
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """
+    :param folder: where checkpoints are kept
+    :return: those that are complete by their names, oldest first; whether they are intact is not looked at
+    """
+    # By number: after a step back to an older checkpoint, what has more steps may be older
+    paths = [path for path in folder.glob(f"{_PREFIX}*") if path.is_dir() and _number(path)]
+    return sorted(paths, key=_number)
+
+
+def _number(path: Path) -> int:
+    number = path.name.rsplit("_", 1)[1]
+    return int(number) if number.isdigit() else 0
+
+
+@contextlib.contextmanager
+def writing(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
+    """
+    Write a checkpoint: fill the first folder that this yields. Without an error it becomes the second, the newest checkpoint;
+    with one it is removed, and what was there before stays.
+
+    :param folder: where checkpoints are kept; made if missing. One process at a time may write
+    :param step: environment steps so far, part of the name
+    :param keep: how many are kept, this one included
+    :return: context that gives the two folders
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    number = 1 + max(map(_number, checkpoints(folder)), default=0)
+    temporary, final = folder / f"{_TEMPORARY}{number}", folder / f"{_PREFIX}{step:012d}_{number:06d}"
+    temporary.mkdir()
+    try:
+        yield temporary, final
+        for path in temporary.iterdir():
+            _flush(path)
+        _flush(temporary)
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder)
+    for path in checkpoints(folder)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_manifest(path: Path, content: dict[str, Any], reused: dict[str, dict[str, Any]]) -> None:
+    """
+    Write the manifest of a checkpoint, after all its other files.
+
+    :param path: the checkpoint's folder
+    :param content: what it says beside the files
+    :param reused: entries of files that are links to those of an earlier checkpoint: they are not read again
+    """
+    files = {
+        file.name: reused.get(file.name) or {"size": file.stat().st_size, "sha256": sha256(file)} for file in path.iterdir()
+    }
+    (path / MANIFEST).write_text(json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """
+    :param path: a checkpoint
+    :return: its manifest
+    :raises CorruptCheckpointError: if it cannot be read
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("files")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptCheckpointError(f"{path / MANIFEST}: not a manifest ({error})") from error
+    if manifest["format"] != FORMAT:
+        raise CorruptCheckpointError(f"{path / MANIFEST}: format {manifest['format']!r}, this version reads {FORMAT}")
+    return dict(manifest)
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """
+    :param path: a checkpoint
+    :return: its manifest
+    :raises CorruptCheckpointError: if a file is missing, of another size or of another content; it names the file
+    """
+    manifest = read_manifest(path)
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if Path(name).name != name or not file.is_file():
+            raise CorruptCheckpointError(f"{file}: missing")
+        if file.stat().st_size != entry["size"]:
+            raise CorruptCheckpointError(f"{file}: {file.stat().st_size} bytes, {entry['size']} were written")
+        if sha256(file) != entry["sha256"]:
+            raise CorruptCheckpointError(f"{file}: its content is not what was written")
+    return manifest
+
+
+def latest(folder: str | os.PathLike[str]) -> Path | None:
+    """
+    Find the newest intact checkpoint. A warning names what is wrong with newer ones.
+
+    :param folder: where checkpoints are kept
+    :return: its path; None if there is none
+    """
+    for path in reversed(checkpoints(Path(folder))):
+        try:
+            verify(path)
+        except CorruptCheckpointError as error:
+            warnings.warn(f"{error}. The checkpoint before it is taken", RuntimeWarning, stacklevel=2)
+        else:
+            return path
+    return None
+
+
+def newest_manifest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """
+    :param folder: where checkpoints are kept
+    :return: the newest checkpoint and its manifest; None if there is none, or it cannot be read
+    """
+    for path in reversed(checkpoints(folder)):
+        with contextlib.suppress(CorruptCheckpointError):
+            return path, read_manifest(path)
+        break
+    return None
+
+
+def sha256(file: Path) -> str:
+    """
+    :param file: any file
+    :return: digest of its content
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
+
+
+def _digest(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,336 @@
+"""What a checkpoint holds: all that the next training step depends on."""
+
+import importlib.metadata
+import inspect
+import json
+import logging
+import os
+import random
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_rainbow.checkpoint.encoding import (
+    Arrays,
+    Json,
+    Unencodable,
+    decode,
+    decode_space,
+    encode,
+    encode_object,
+    encode_space,
+    restore_object,
+)
+from sb3_rainbow.checkpoint.folder import (
+    MANIFEST,
+    CorruptCheckpointError,
+    latest,
+    newest_manifest,
+    read_manifest,
+    verify,
+    write_manifest,
+    writing,
+)
+from sb3_rainbow.rainbow import RainbowDQN
+from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
+
+#: Arrays of so many bytes have a file of their own
+LARGE = 2**22
+#: Where training stands
+PROGRESS = (
+    "num_timesteps",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_episode_num",
+    "_n_updates",
+    "_n_calls",
+    "_current_progress_remaining",
+    "exploration_rate",
+    "ep_info_buffer",
+    "ep_success_buffer",
+    "_last_obs",
+    "_last_original_obs",
+    "_last_episode_starts",
+)
+#: Arguments of the constructor that belong to the process, or are found in the environment
+_NOT_SETTINGS = ("policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
+#: What must be the same in the model that takes a checkpoint's state
+_MUST_MATCH = (
+    "observation_space",
+    "action_space",
+    "n_envs",
+    "n_steps",
+    "gamma",
+    "buffer_size",
+    "alpha",
+    "prioritized",
+    "noisy",
+)
+
+
+def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Path:
+    """
+    Write a checkpoint: networks, optimiser, counters, replay buffer, all random generators, and the environments where their
+    state can be read (ALE, classic control, whatever holds plain data or has ``state_dict`` and ``load_state_dict``).
+
+    To go on exactly, save between two rollouts, as ``ResumableCheckpointCallback`` does.
+
+    Of a large replay buffer, only what changed since the checkpoint before is written again.
+
+    :param model: what to save
+    :param folder: where checkpoints are kept. One process may write to it at a time
+    :param keep: how many are kept; with 2, a damaged one still leaves another
+    :return: the checkpoint's own folder
+    :raises ValueError: if ``keep`` is less than 1
+    :raises OSError: if it cannot be written, the disk being full for example; the checkpoints before it are untouched
+    """
+    if keep < 1:
+        raise ValueError(f"keep={keep}: must be 1 or more")
+    folder = Path(folder)
+    arrays: Arrays = {}
+    replay, tags = _replay_state(model.replay_buffer, arrays)
+    content: dict[str, Json] = {
+        "must_match": _fingerprint(model),
+        "settings": _settings(model, arrays),
+        "progress": encode({name: getattr(model, name) for name in PROGRESS}, arrays, "progress"),
+        "policy": encode(dict(model.policy.state_dict()), arrays, "policy"),
+        "noise": encode(_noise(model), arrays, "noise"),
+        "optimizer": encode(model.policy.optimizer.state_dict(), arrays, "optimizer"),
+        "replay": replay,
+        "generators": encode(_generators(model), arrays, "generators"),
+        "env": _env_state(model.env, arrays),
+    }
+    with writing(folder, model.num_timesteps, keep) as (temporary, final):
+        written = _write_arrays(temporary, arrays, tags, newest_manifest(folder))
+        (temporary / "state.json").write_text(json.dumps(content))
+        known = written.pop("known")
+        versions = {name: importlib.metadata.version(name) for name in ("sb3-rainbow", "stable-baselines3", "torch", "numpy")}
+        write_manifest(temporary, {"step": model.num_timesteps, "versions": versions, **written}, known)
+    return final
+
+
+def load(folder: str | os.PathLike[str], env: Any = None, device: th.device | str = "auto", **settings: Any) -> RainbowDQN:
+    """
+    Make the model that was saved, at the state in which it was. Training goes on by
+    ``model.learn(total - model.num_timesteps, reset_num_timesteps=False)``.
+
+    :param folder: where checkpoints are kept, the newest intact one is taken; or a checkpoint's own folder
+    :param env: environment like the one that was used; without it the model can only predict
+    :param device: device of the networks
+    :param settings: arguments of the constructor to set anew; those that are functions or classes from elsewhere are not in
+        the checkpoint and must be given
+    :return: the model
+    :raises FileNotFoundError: if there is no intact checkpoint
+    :raises ValueError: if the environment is not like the one that was used; both values are named
+    """
+    path = _find(Path(folder))
+    content, arrays = _read(path)
+    stored = decode(content["settings"]["plain"], arrays)
+    missing = {name: text for name, text in content["settings"]["not_stored"].items() if name not in settings}
+    if missing:
+        raise ValueError(f"{path}: not stored, as it is no plain data: {missing}. Give it to load() as a keyword argument")
+    policy = settings.pop("policy", None) or decode(content["settings"]["policy"], arrays)
+    model = RainbowDQN(policy, env, device=device, _init_setup_model=False, **(stored | settings))
+    if env is None:
+        for name, space in content["settings"]["spaces"].items():
+            setattr(model, name, decode_space(space, arrays))
+        model.n_envs = content["settings"]["n_envs"]
+    model._setup_model()
+    _restore(model, path, content, arrays)
+    return model
+
+
+def restore(model: RainbowDQN, folder: str | os.PathLike[str]) -> Path:
+    """
+    Bring a model that was made with the same settings to the state of a checkpoint.
+
+    :param model: the model, with its environment
+    :param folder: where checkpoints are kept, the newest intact one is taken; or a checkpoint's own folder
+    :return: the checkpoint that was taken
+    :raises FileNotFoundError: if there is no intact checkpoint
+    :raises ValueError: if the model differs from the one that was saved; both values are named, and nothing is changed
+    """
+    path = _find(Path(folder))
+    _restore(model, path, *_read(path))
+    return path
+
+
+def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Arrays) -> None:
+    given = _fingerprint(model)
+    for name, stored in content["must_match"].items():
+        if given.get(name) != stored:
+            raise ValueError(f"{name}={given.get(name)} in the model, {stored} in the checkpoint {path}: must be the same")
+    model.policy.load_state_dict(decode(content["policy"], arrays))
+    for name, noise in decode(content["noise"], arrays).items():
+        model.policy.get_buffer(name).copy_(noise)
+    model.policy.optimizer.load_state_dict(decode(content["optimizer"], arrays))
+    for name, value in decode(content["progress"], arrays).items():
+        setattr(model, name, value)
+    if isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer):
+        model.replay_buffer.load_state(decode(content["replay"], arrays))
+    elif model.replay_buffer is not None:
+        restore_object(model.replay_buffer, content["replay"], arrays, "replay_buffer")
+    if model.env is not None:
+        _restore_env(model, content["env"], arrays)
+    _set_generators(model, decode(content["generators"], arrays))
+
+
+def _restore_env(model: RainbowDQN, stored: Json, arrays: Arrays) -> None:
+    problem = stored.get("unreadable")
+    if not problem:
+        model.env.reset()  # type: ignore[union-attr]
+        try:
+            restore_object(model.env, stored["state"], arrays, "env")
+        except (ValueError, AttributeError, TypeError) as error:
+            problem = str(error)
+    if problem:
+        # The next learn() resets them, and closes the running episodes in the replay buffer
+        model._last_obs = None
+        logging.getLogger(__name__).info(
+            "The environments could not be restored (%s): their episodes are closed as truncated, new ones begin", problem
+        )
+
+
+def _fingerprint(model: RainbowDQN) -> dict[str, Json]:
+    """What a model that takes over the state must have in common with the one that was saved."""
+    values = {name: getattr(model, name) for name in _MUST_MATCH}
+    others = {"algorithm": type(model).__qualname__, "policy": type(model.policy).__qualname__}
+    others["replay_buffer"] = type(model.replay_buffer).__qualname__
+    return others | {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+
+
+def _settings(model: RainbowDQN, arrays: Arrays) -> dict[str, Json]:
+    """Arguments of the constructor, as far as they are data."""
+    values = {
+        name: getattr(model, f"_{name}" if name == "stats_window_size" else name)
+        for name in inspect.signature(RainbowDQN.__init__).parameters
+        if name not in ("self", *_NOT_SETTINGS)
+    }
+    values["train_freq"] = (model.train_freq.frequency, model.train_freq.unit.value)  # type: ignore[union-attr]
+    plain, not_stored = {}, {}
+    for name, value in values.items():
+        try:
+            plain[name] = encode(value, arrays, f"settings/{name}")
+        except Unencodable as error:
+            not_stored[name] = str(error)
+    try:
+        policy = encode(model.policy_class, arrays, "settings/policy")
+    except Unencodable as error:
+        policy, not_stored["policy"] = None, str(error)
+    spaces = {name: encode_space(getattr(model, name), arrays, name) for name in ("observation_space", "action_space")}
+    return {"plain": plain, "not_stored": not_stored, "policy": policy, "spaces": spaces, "n_envs": model.n_envs}
+
+
+def _noise(model: RainbowDQN) -> dict[str, th.Tensor]:
+    """Buffers that are in no ``state_dict``."""
+    persistent = model.policy.state_dict().keys()
+    return {name: buffer for name, buffer in model.policy.named_buffers() if name not in persistent}
+
+
+def _generators(model: RainbowDQN) -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 (SB3 draws from it)
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+        "action_space": model.action_space._np_random,
+    }
+
+
+def _set_generators(model: RainbowDQN, states: dict[str, Any]) -> None:
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    th.set_rng_state(states["torch"])
+    if len(states["cuda"]) == th.cuda.device_count() > 0:
+        th.cuda.set_rng_state_all(states["cuda"])
+    model.action_space._np_random = states["action_space"]
+
+
+def _env_state(env: VecEnv | None, arrays: Arrays) -> Json:
+    found: Arrays = {}
+    if env is None:
+        return {"unreadable": "the model has no environment"}
+    try:
+        state = encode_object(env, found, "env")
+    except Unencodable as error:
+        return {"unreadable": str(error)}
+    arrays |= found
+    return {"state": state}
+
+
+def _replay_state(buffer: ReplayBuffer | None, arrays: Arrays) -> tuple[Json, dict[str, str]]:
+    """The replay buffer's state, and the tags of those of its arrays that have one."""
+    if not isinstance(buffer, PrioritizedNStepReplayBuffer):
+        return encode_object(buffer, arrays, "replay"), {}
+    state = buffer.state()
+    tags = {
+        f"replay/observations/{key}/frames/{i}": tag
+        for key, entry in state["observations"].items()
+        for i, tag in enumerate(entry.get("tags", ()))
+    }
+    return encode(state, arrays, "replay"), tags
+
+
+def _write_arrays(
+    path: Path, arrays: Arrays, tags: dict[str, str], previous: tuple[Path, dict[str, Json]] | None
+) -> dict[str, Json]:
+    """
+    Small arrays into one file, large ones into one each; those whose tag is that of the checkpoint before become links.
+
+    :return: for the manifest: ``large`` (file of each array), ``tags``, and the entries of ``files`` that are known already
+    """
+    folder_before, before = previous or (path, {"large": {}})
+    small, large, known = {}, {}, {}
+    for i, (name, array) in enumerate(arrays.items()):
+        if array.nbytes < LARGE:
+            small[name] = array
+            continue
+        file = large[name] = f"array_{i:05d}.npy"
+        old = before["large"].get(name)
+        # The tag does not tell the length: the last part grows while the ring fills
+        if old and name in tags and (before["tags"].get(name), before["lengths"][name]) == (tags[name], len(array)):
+            _link(folder_before / old, path / file)
+            known[file] = before["files"][old]
+        else:
+            np.save(path / file, array, allow_pickle=False)
+    np.savez(path / "arrays.npz", **small)  # type: ignore[arg-type]
+    return {"large": large, "tags": tags, "lengths": {name: len(arrays[name]) for name in large}, "known": known}
+
+
+def _link(old: Path, new: Path) -> None:
+    try:
+        os.link(old, new)
+    except OSError:  # a file system without links
+        shutil.copy2(old, new)
+
+
+def _find(folder: Path) -> Path:
+    if (folder / MANIFEST).exists():
+        verify(folder)
+        return folder
+    path = latest(folder)
+    if path is None:
+        raise FileNotFoundError(f"{folder}: no intact checkpoint is there")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Json], Arrays]:
+    """State and arrays of a checkpoint that has been verified; large arrays stay on the disk until they are copied."""
+    manifest = read_manifest(path)
+    file = path / "arrays.npz"
+    try:
+        with np.load(file, allow_pickle=False) as members:
+            arrays = dict(members)
+        for name, large in manifest["large"].items():
+            file = path / large
+            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise CorruptCheckpointError(f"{file}: no plain arrays ({error})") from error
+    return json.loads((path / "state.json").read_text()), arrays

@@ -1,0 +1,460 @@
+"""Training goes on from a checkpoint as if it had never stopped, and a checkpoint survives whatever happens to its writer."""
+
+import json
+import logging
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from resumable_training import fingerprint, make_env, make_model
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.checkpoint import CorruptCheckpointError, ResumableCheckpointCallback, latest, load, restore, save
+from sb3_rainbow.checkpoint.folder import MANIFEST, sha256
+
+SCRIPT = Path(__file__).with_name("resumable_training.py")
+
+
+def start(mode: str, folder: Path, steps: int = 400, *games: str) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), mode, str(folder), str(steps), *games]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(*args) -> list[str]:
+    process = start(*args)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output.splitlines()[-1].split()
+
+
+def test_two_halves_in_two_processes_equal_the_whole(tmp_path):
+    games = ["cartpole-1", "cartpole-4", "breakout-1", "breakout-4"]
+    whole = run("whole", tmp_path, 320, *games)
+    assert run("first half", tmp_path, 320, *games) != whole
+    assert run("second half", tmp_path, 320, *games) == whole
+    assert len(set(whole)) == len(games)
+
+
+def halfway(folder: Path, **settings) -> str:
+    """Save in the middle of a training; return the hash at its end."""
+    model = make_model("cartpole", 2, **settings)
+    callback = ResumableCheckpointCallback(150, folder, keep=9)
+    model.learn(300, callback=callback)
+    return fingerprint(model)
+
+
+def go_on(folder: Path, spoil=lambda model: None) -> str:
+    first = sorted(folder.glob("step_*"))[0]
+    model = load(first, make_env("cartpole", 2))
+    spoil(model)
+    model.learn(300 - model.num_timesteps, reset_num_timesteps=False)
+    return fingerprint(model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"n_steps": 1, "prioritized": False},  # SB3's own buffer
+        {"noisy": "independent", "train_freq": 4, "gradient_steps": 2},
+        {"policy_kwargs": {"net_arch": [32], "activation_fn": th.nn.Tanh}},
+    ],
+    ids=str,
+)
+def test_any_settings_are_resumed(tmp_path, settings):
+    whole = halfway(tmp_path, **settings)
+    assert go_on(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda model: setattr(model, "_last_obs", model.env.reset()),
+        lambda model: (random.seed(9), np.random.seed(9), th.manual_seed(9)),
+        lambda model: model.action_space.seed(9),
+        lambda model: model.replay_buffer.seed(9),
+        lambda model: model.replay_buffer.update_priorities(np.arange(10), np.full(10, 50.0)),
+    ],
+    ids=["environment", "generators", "action space", "generator of the buffer", "priorities"],
+)
+def test_each_part_of_the_state_counts(tmp_path, spoil):
+    settings = {"exploration_fraction": 1.0}
+    whole = halfway(tmp_path, **settings)
+    assert go_on(tmp_path) == whole
+    assert go_on(tmp_path, spoil) != whole
+
+
+def test_a_run_that_is_killed_and_started_again_ends_as_if_it_had_not(tmp_path):
+    kills(tmp_path, n_kills=2)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_eight_times_ends_as_if_it_had_not(tmp_path):
+    kills(tmp_path, n_kills=8)
+
+
+def kills(folder: Path, n_kills: int) -> None:
+    steps = 800
+    generator = random.Random(0)
+    for _ in range(n_kills):
+        seen = latest(folder)
+        process = start("resume", folder, steps)
+        while latest(folder) == seen:  # it has gone on a little
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        time.sleep(generator.random() / 5)
+        process.kill()
+        process.communicate()
+    assert run("resume", folder, steps) == run("whole", folder, steps, "cartpole-1")
+
+
+def interrupt_saves(folder: Path, times: int) -> None:
+    generator = random.Random(0)
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
+    reached = 0
+    for i in range(times):
+        process = start("save for ever", folder)
+        assert process.stdout.readline() == "saving\n", process.communicate()
+        time.sleep(0.05 + generator.random() / 4)
+        process.send_signal(signals[i % 3])
+        process.communicate()
+        path = latest(folder)
+        assert path is not None
+        load(path)
+        step = int(path.name.split("_")[1])
+        assert step > 400
+        reached += 1
+    assert reached == times
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_writer_killed_in_the_middle_leaves_a_checkpoint_that_loads(tmp_path):
+    interrupt_saves(tmp_path, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_two_hundred_writers_killed_in_the_middle_leave_a_checkpoint_that_loads(tmp_path):
+    interrupt_saves(tmp_path, 200)
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    """Two checkpoints of a small model."""
+    model = make_model("cartpole", 1).learn(60)
+    save(model, tmp_path)
+    model.learn(20, reset_num_timesteps=False)
+    save(model, tmp_path)
+    return tmp_path
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(saved):
+    model = load(saved, make_env("cartpole", 1))
+    before = latest(saved)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (0, 1_000, 50_000):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+            with pytest.raises(OSError, match="(?i)file too large"):
+                save(model, saved)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert latest(saved) == before
+        assert len(list(saved.iterdir())) == 2, "the unfinished one is gone"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+def test_a_full_file_system_leaves_the_checkpoint_before(tmp_path):
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount: {mounted.stderr}")
+    try:
+        model = make_model("cartpole", 1, policy_kwargs={"net_arch": [32]}).learn(60)
+        save(model, tmp_path)
+        before = latest(tmp_path)
+        (tmp_path / "filler").write_bytes(bytes(shutil.disk_usage(tmp_path).free - 20_000))
+        for _ in range(20):
+            with pytest.raises(OSError, match="No space left"):
+                save(model, tmp_path)
+            assert latest(tmp_path) == before
+            load(tmp_path)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_damage_is_named_and_the_checkpoint_before_is_taken(saved):
+    older, newer = sorted(saved.glob("step_*"))
+    for file in sorted(newer.iterdir()):
+        content = file.read_bytes()
+        damages = [content[:size] for size in range(0, len(content), max(1024, len(content) // 20))]
+        middle = len(content) // 2
+        damages.append(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        if file.name != MANIFEST:
+            damages.append((older / "state.json").read_bytes() + b" ")
+        for damage in damages:
+            file.write_bytes(damage)
+            if file.name == MANIFEST and len(damage) == len(content):
+                continue  # one bit of a version's name, perhaps: what counts is in the digests
+            with pytest.warns(RuntimeWarning, match=file.name):
+                assert latest(saved) == older
+            with pytest.raises(CorruptCheckpointError, match=file.name):
+                load(newer)
+        file.write_bytes(content)
+    (newer / "arrays.npz").unlink()
+    with pytest.warns(RuntimeWarning, match="arrays.npz: missing"):
+        assert load(saved).num_timesteps == 64
+
+
+class Bomb:
+    def __reduce__(self):
+        return (Path.touch, (Path("exploded"),))
+
+
+def sign(checkpoint: Path) -> None:
+    """Make the manifest true to the files, as someone who means harm would."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    for name in manifest["files"]:
+        file = checkpoint / name
+        manifest["files"][name] = {"size": file.stat().st_size, "sha256": sha256(file)}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    newer = sorted(saved.glob("step_*"))[1]
+    arrays, state = (newer / "arrays.npz").read_bytes(), (newer / "state.json").read_text()
+    for planted in (pickle.dumps(Bomb()), b"\x93NUMPY" + pickle.dumps(Bomb())):
+        (newer / "arrays.npz").write_bytes(planted)
+        sign(newer)
+        with pytest.raises(CorruptCheckpointError, match="arrays.npz"):
+            load(newer)
+    np.savez(newer / "arrays.npz", **{"policy/q_net": np.array([Bomb()], dtype=object)})
+    sign(newer)
+    with pytest.raises(CorruptCheckpointError, match="arrays.npz"):
+        load(newer)
+    (newer / "arrays.npz").write_bytes(arrays)
+    for name in ("os:system", "pathlib:Path", "torch.serialization:load", "sb3_rainbow.zoo:sys.exit"):
+        changed = json.loads(state)
+        changed["settings"]["policy"] = {"!": "class", "of": name}
+        (newer / "state.json").write_text(json.dumps(changed))
+        sign(newer)
+        with pytest.raises(ValueError, match=name):
+            load(newer)
+    assert not Path("exploded").exists()
+
+
+def test_what_does_not_match_is_named_with_both_values(saved):
+    for settings, name in (({"n_steps": 5}, "n_steps"), ({"gamma": 0.5}, "gamma"), ({"buffer_size": 400}, "buffer_size")):
+        model = make_model("cartpole", 1, **settings)
+        before = fingerprint_of_parameters(model)
+        with pytest.raises(ValueError, match=rf"{name}={next(iter(settings.values()))} in the model, .* in the checkpoint"):
+            restore(model, saved)
+        assert fingerprint_of_parameters(model) == before
+    with pytest.raises(ValueError, match=r"n_envs=2 in the model, 1 in the checkpoint"):
+        load(saved, make_env("cartpole", 2))
+    with pytest.raises(ValueError, match=r"observation_space=.* in the model, .* in the checkpoint"):
+        load(saved, make_vec_env("MountainCar-v0"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(saved / "nowhere")
+
+
+def fingerprint_of_parameters(model: RainbowDQN) -> list[float]:
+    return [parameter.sum().item() for parameter in model.policy.parameters()]
+
+
+def test_without_an_environment_the_model_predicts(saved):
+    model, loaded = load(saved, make_env("cartpole", 1)), load(saved)
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    assert (model.predict(observations, deterministic=True)[0] == loaded.predict(observations, deterministic=True)[0]).all()
+    assert loaded.action_space == model.action_space
+    assert loaded.observation_space == model.observation_space
+
+
+def test_what_is_no_data_must_be_given_again(tmp_path):
+    save(make_model("cartpole", 1, learning_rate=lambda progress: 1e-3 * progress), tmp_path)
+    with pytest.raises(ValueError, match=r"learning_rate.*load\(\)"):
+        load(tmp_path)
+    load(tmp_path, learning_rate=1e-3)
+
+
+class Secretive(gym.Wrapper):
+    """Its state is in a place that cannot be read."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.secret = (i for i in range(1000))
+
+    def step(self, action):
+        next(self.secret)
+        return super().step(action)
+
+
+def test_where_the_environment_cannot_be_read_the_learner_goes_on(tmp_path, caplog):
+    env = DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))])
+    model = RainbowDQN("MlpPolicy", env, buffer_size=200, learning_starts=20, seed=0).learn(60)
+    running = model.replay_buffer.dones.reshape(-1)[model.replay_buffer.pos - 1] == 0
+    assert running
+    save(model, tmp_path)
+    caplog.set_level(logging.INFO)
+    env = DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))])
+    loaded = load(tmp_path, env)
+    assert fingerprint(loaded) == fingerprint(model)
+    assert [record.message for record in caplog.records if "secret" in record.message and "truncated" in record.message]
+    last = loaded.replay_buffer.pos - 1
+    loaded.learn(40, reset_num_timesteps=False)
+    assert loaded.replay_buffer.timeouts.reshape(-1)[last] == 1
+    assert loaded.num_timesteps == 100
+
+
+class Hooked(Secretive):
+    """It says itself what its state is."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.count = 0
+
+    def step(self, action):
+        self.count += 1
+        return super().step(action)
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_an_environment_may_say_itself_what_its_state_is(tmp_path):
+    model = RainbowDQN("MlpPolicy", DummyVecEnv([lambda: Hooked(gym.make("CartPole-v1"))]), buffer_size=200, seed=0).learn(60)
+    save(model, tmp_path)
+    env = DummyVecEnv([lambda: Hooked(gym.make("CartPole-v1"))])
+    load(tmp_path, env)
+    assert env.get_attr("count") == [60]
+
+
+def test_normalisation_is_part_of_the_environment(tmp_path):
+    model = RainbowDQN("MlpPolicy", VecNormalize(make_env("cartpole", 2)), buffer_size=200, seed=0).learn(100)
+    save(model, tmp_path)
+    mean, variance = model.env.obs_rms.mean.copy(), model.env.ret_rms.var
+    model.learn(60, reset_num_timesteps=False)
+    loaded = load(tmp_path, VecNormalize(make_env("cartpole", 2)))
+    assert (loaded.env.obs_rms.mean == mean).all()
+    assert loaded.env.ret_rms.var == variance
+    loaded.learn(60, reset_num_timesteps=False)
+    assert fingerprint(loaded) == fingerprint(model)
+
+
+class GoalEnv(gym.Env):
+    observation_space = spaces.Dict({k: spaces.Box(-9, 9, (2,)) for k in ("observation", "achieved_goal", "desired_goal")})
+    action_space = spaces.Discrete(3)
+
+    def __init__(self):
+        self.t = 0
+
+    def _obs(self):
+        here = np.full(2, self.t % 7, np.float32)
+        return {"observation": here, "achieved_goal": here, "desired_goal": np.ones(2, np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self._obs(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self._obs(), -1.0, False, self.t % 10 == 0, {}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -np.linalg.norm(achieved_goal - desired_goal, axis=-1)
+
+
+def test_hindsight_replay_is_resumed(tmp_path):
+    settings = {"replay_buffer_class": HerReplayBuffer, "buffer_size": 200, "learning_starts": 30, "seed": 0}
+    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([GoalEnv]), **settings).learn(60)
+    save(model, tmp_path)
+    model.learn(40, reset_num_timesteps=False)
+    loaded = load(tmp_path, DummyVecEnv([GoalEnv]))
+    loaded.learn(40, reset_num_timesteps=False)
+    assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
+
+
+def test_parts_of_the_replay_that_did_not_change_are_not_written_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.replay.frames.PART_BYTES", 20 * 84 * 84)
+    monkeypatch.setattr("sb3_rainbow.checkpoint.state.LARGE", 10 * 84 * 84)
+    model = make_model("breakout", 2, buffer_size=300, learning_starts=10_000).learn(400)  # around the ring
+    first = save(model, tmp_path, keep=9)
+    again = save(model, tmp_path, keep=9)
+    model.learn(20, reset_num_timesteps=False)
+    third = save(model, tmp_path, keep=9)
+    files = {name for path, name in frames_of(first).items() if path.endswith(tuple("0123456789"))}
+    assert len(files) > 10
+    assert all(os.path.samefile(first / name, again / name) for name in files)
+    changed = [name for name in files if not os.path.samefile(first / name, third / name)]
+    assert 1 <= len(changed) <= 4
+    loaded = load(third, make_env("breakout", 2))
+    assert fingerprint(loaded) == fingerprint(model)
+    # One that goes on from an older checkpoint writes other frames under the same numbers
+    fork = load(first, make_env("breakout", 2))
+    fork.learn(20, reset_num_timesteps=False)
+    save(fork, tmp_path, keep=9)
+    assert fingerprint(load(tmp_path, make_env("breakout", 2))) == fingerprint(fork)
+
+
+def frames_of(checkpoint: Path) -> dict[str, str]:
+    large = json.loads((checkpoint / MANIFEST).read_text())["large"]
+    return {path: name for path, name in large.items() if "/frames/" in path}
+
+
+class Interrupt(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps == 77:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_an_interrupt_leaves_a_model_that_can_be_saved_and_the_last_checkpoint(tmp_path):
+    model = make_model("cartpole", 1)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(200, callback=[ResumableCheckpointCallback(30, tmp_path), Interrupt()])
+    assert load(tmp_path).num_timesteps == 64
+    model.save(tmp_path / "model")
+    save(model, tmp_path)
+    model.learn(50, reset_num_timesteps=False)
+
+
+def test_only_the_last_ones_are_kept(tmp_path):
+    make_model("cartpole", 1).learn(200, callback=ResumableCheckpointCallback(30, tmp_path, keep=3))
+    assert [path.name.split("_")[1].lstrip("0") for path in sorted(tmp_path.iterdir())] == ["160", "192", "200"]
+    for wrong in ({"keep": 0}, {"save_freq": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}=0"):
+            ResumableCheckpointCallback(**({"save_freq": 10, "folder": tmp_path} | wrong))
+
+
+def test_the_callback_resumes_only_when_it_is_told_to(tmp_path):
+    folder = tmp_path / "{env_id}_{seed}"
+    first = make_model("cartpole", 1)
+    first.learn(100, callback=ResumableCheckpointCallback(30, folder))
+    assert (tmp_path / "CartPole-v1_1").is_dir()
+    resumed = make_model("cartpole", 1)
+    resumed.learn(160, callback=ResumableCheckpointCallback(1000, folder, resume=True))
+    whole = make_model("cartpole", 1).learn(160)
+    assert resumed.num_timesteps == 160
+    assert resumed._n_updates == whole._n_updates
+    fresh = make_model("cartpole", 1)
+    fresh.learn(40, callback=ResumableCheckpointCallback(1000, folder))
+    assert fresh.num_timesteps == 40
