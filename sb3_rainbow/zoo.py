@@ -13,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from stable_baselines3.common import vec_env
+
+from sb3_rainbow.envs import SubprocVecEnv
 from sb3_rainbow.rainbow import RainbowDQN
 
 ALGO = "rainbow"
@@ -57,6 +60,8 @@ def _register_config(module: ModuleType) -> None:
         if arguments.arguments["algo"] == ALGO and not arguments.arguments.get("config"):
             arguments.arguments["config"] = str(hyperparams_path())
         initialise(*arguments.args, **arguments.kwargs)
+        if self.algo == ALGO and self.vec_env_class is vec_env.SubprocVecEnv:
+            self.vec_env_class = SubprocVecEnv  # its workers may die, and be in a checkpoint
 
     module.ExperimentManager.__init__ = with_our_config
 

@@ -1,0 +1,146 @@
+"""SB3's SubprocVecEnv, whose workers may die or hang."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import SubprocVecEnv as SB3SubprocVecEnv
+
+from sb3_rainbow.arguments import check_number
+from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, encode_object, restore_object
+
+#: Seconds that ``close`` waits for all workers before it kills them
+CLOSING = 3.0
+
+
+class WorkerError(RuntimeError):
+    """A worker process died, or does not answer."""
+
+
+class _Remote:
+    """The parent's end of a worker's pipe, with an error instead of an endless wait."""
+
+    def __init__(self, connection: Any, process: Any, number: int, timeout: float) -> None:
+        self._connection, self._process, self._number, self._timeout = connection, process, number, timeout
+
+    def send(self, message: Any) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._died() from error
+
+    def recv(self) -> Any:
+        try:
+            if self._connection.poll(self._timeout):
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        raise WorkerError(
+            f"worker {self._number} (process {self._process.pid}) did not answer for {self._timeout:g} s; "
+            "a longer timeout can be set by SubprocVecEnv(..., timeout=...)"
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _died(self) -> WorkerError:
+        self._process.join(1)
+        return WorkerError(
+            f"worker {self._number} (process {self._process.pid}) died with the exit code {self._process.exitcode}: "
+            "negative ones are signals, and the worker's own error is printed above"
+        )
+
+
+class Readable(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    An environment in a worker, whose state can be read and set from outside.
+
+    :param env: environment
+    """
+
+    def read_state(self) -> tuple[Any, Arrays | str]:
+        """:return: state as checkpoints store it, and its arrays; or None, and why it cannot be read"""
+        arrays: Arrays = {}
+        try:
+            return encode_object(self.env, arrays, "env"), arrays
+        except Unencodable as error:  # it would be the end of the worker
+            return None, str(error)
+
+    def write_state(self, node: Any, arrays: Arrays) -> str:
+        """
+        :param node: what ``read_state`` returned
+        :param arrays: the arrays
+        :return: why it could not be done; empty if it was
+        """
+        try:
+            restore_object(self.env, node, arrays, "env")
+        except (ValueError, AttributeError, TypeError) as error:
+            return str(error)
+        return ""
+
+
+def _make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
+    return lambda: Readable(env_fn())
+
+
+class SubprocVecEnv(SB3SubprocVecEnv):
+    """
+    Environments in processes of their own. As SB3's, and:
+
+    - if a worker dies or does not answer in time, there is an error that names it, and ``close`` returns within seconds;
+    - checkpoints can hold the environments' state.
+
+    :param env_fns: make the environments
+    :param start_method: how processes start, see SB3
+    :param timeout: seconds to wait for one answer of a worker
+    :raises ValueError: if the timeout is not positive
+    """
+
+    remotes: tuple[Any, ...]
+
+    def __init__(
+        self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, timeout: float = 60.0
+    ) -> None:
+        check_number("timeout", timeout, 0, float("inf"), low_open=True)
+        super().__init__([_make_readable(env_fn) for env_fn in env_fns], start_method)
+        pairs = zip(self.remotes, self.processes, strict=True)
+        self.remotes = tuple(_Remote(remote, process, i, timeout) for i, (remote, process) in enumerate(pairs))
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: state of all environments, for a checkpoint
+        :raises Unencodable: if one cannot be read
+        """
+        states = self.env_method("read_state")
+        for i, (node, arrays) in enumerate(states):
+            if node is None:
+                raise Unencodable(f"worker {i}: {arrays}")
+        return {"envs": [list(state) for state in states]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state_dict()`` returned, for as many environments
+        :raises ValueError: if an environment is not like the one that was stored
+        """
+        for i, (node, arrays) in enumerate(state["envs"]):
+            if problem := self.env_method("write_state", node, arrays, indices=i)[0]:
+                raise ValueError(f"worker {i}: {problem}")
+
+    def close(self) -> None:
+        """Stop all workers: those that do not stop by themselves within seconds are killed."""
+        if self.closed:
+            return
+        for remote in self.remotes:
+            with contextlib.suppress(WorkerError):
+                remote.send(("close", None))
+        deadline = time.monotonic() + CLOSING
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for remote in self.remotes:
+            remote.close()
+        self.closed = True

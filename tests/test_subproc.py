@@ -1,0 +1,93 @@
+"""Workers that die or hang are named, and a training in worker processes is resumed exactly."""
+
+import os
+import signal
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from resumable_training import fingerprint
+from stable_baselines3.common.env_util import make_vec_env
+
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load
+from sb3_rainbow.envs import SubprocVecEnv, WorkerError
+
+
+def make_env(n_envs: int = 2, timeout: float = 60) -> SubprocVecEnv:
+    # A lambda of the test, not a name: workers do not import the test
+    return make_vec_env("CartPole-v1", n_envs, seed=3, vec_env_cls=SubprocVecEnv, vec_env_kwargs={"timeout": timeout})
+
+
+def test_it_gives_what_sb3s_gives():
+    ours, theirs = make_env(), make_vec_env("CartPole-v1", 2, seed=3)
+    assert (ours.reset() == theirs.reset()).all()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        actions = rng.integers(2, size=2)
+        for x, y in zip(ours.step(actions)[:3], theirs.step(actions)[:3], strict=True):
+            assert (x == y).all()
+    assert ours.env_method("get_wrapper_attr", "spec")[0].id == "CartPole-v1"
+    ours.close()
+    ours.close()
+
+
+def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
+    env = make_env()
+    model = RainbowDQN("MlpPolicy", env, learning_starts=20, seed=0)
+    model.learn(80, callback=ResumableCheckpointCallback(40, tmp_path))
+    os.kill(env.processes[1].pid, signal.SIGKILL)
+    with pytest.raises(WorkerError, match=rf"worker 1 \(process {env.processes[1].pid}\) died with the exit code -9"):
+        model.learn(200, reset_num_timesteps=False)
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 5
+    assert load(tmp_path).num_timesteps == 80
+
+
+def test_a_hanging_worker_is_named_within_the_timeout():
+    env = make_env(timeout=1)
+    env.reset()
+    os.kill(env.processes[0].pid, signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
+        env.step([0, 0])
+    assert time.monotonic() - start < 5
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 5
+    assert not any(process.is_alive() for process in env.processes)
+
+
+def test_a_training_in_workers_is_resumed_exactly(tmp_path):
+    settings = {"learning_starts": 20, "seed": 0, "buffer_size": 200}
+    env = make_env()
+    whole = RainbowDQN("MlpPolicy", env, **settings)
+    whole.learn(240, callback=ResumableCheckpointCallback(100, tmp_path, keep=9))
+    env.close()
+    env = make_env()
+    resumed = load(sorted(tmp_path.iterdir())[0], env)
+    assert resumed.num_timesteps < 200
+    resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert fingerprint(resumed) == fingerprint(whole)
+    env.close()
+
+
+class Opaque(gym.Wrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.secret = iter(range(9))
+
+
+def test_a_worker_whose_environment_cannot_be_read_lives_on(tmp_path):
+    env = SubprocVecEnv([lambda: Opaque(gym.make("CartPole-v1"))])
+    model = RainbowDQN("MlpPolicy", env, learning_starts=20, seed=0)
+    model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    load(tmp_path, env).learn(20, reset_num_timesteps=False)
+    env.close()
+
+
+def test_a_timeout_must_be_positive():
+    with pytest.raises(ValueError, match="timeout=0"):
+        make_env(timeout=0)
