@@ -5,10 +5,11 @@ TORCH ?= torch==2.13.0
 ENV ?= BreakoutNoFrameskip-v4
 STEPS ?= 10000
 SEED ?= 0
+SUITE ?= classic
 LOGS ?= logs
 BIN := .venv/bin
 
-.PHONY: train test pytest test-slow type lint format check-codestyle commit-checks clean
+.PHONY: train test pytest test-slow soak bench-replay bench-learning type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
@@ -23,6 +24,16 @@ pytest: .venv/ready
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -s
+
+# Kills, full disks, memory: the long forms of what the tests try a few times
+soak: .venv/ready
+	$(BIN)/python -m pytest -m slow -s tests/test_checkpoint.py tests/test_fuzz.py
+
+bench-replay: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_replay.py
+
+bench-learning: .venv/ready
+	$(BIN)/python benchmarks/learning/run.py $(SUITE)
 
 type: .venv/ready
 	$(BIN)/mypy

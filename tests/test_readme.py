@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -23,11 +25,13 @@ def run(*command: str, folder: Path) -> str:
 
 def test_the_python_examples_run_one_after_the_other(tmp_path):
     code = "\n".join(blocks("python"))
-    assert code.count("RainbowDQN(") == 2
-    assert code.count(".learn(") == 2
+    assert code.count("RainbowDQN(") == 3
+    assert code.count(".learn(") == 4
     shortened = re.sub(r"learn\([\d_]+\)", "learn(300)", code).replace("100_000", "1_000")
+    shortened = re.sub(r"\b([14])_000\b(?!,\n    learning)", r"\g<1>00", shortened)
     run(sys.executable, "-c", shortened, folder=tmp_path)
     assert (tmp_path / "rainbow_cartpole.zip").is_file()
+    assert [int(path.name.split("_")[1]) for path in sorted((tmp_path / "checkpoints").iterdir())] == [300, 400]
 
 
 def test_the_rl_zoo_examples_run_one_after_the_other(tmp_path):
@@ -37,6 +41,19 @@ def test_the_rl_zoo_examples_run_one_after_the_other(tmp_path):
         command = line.replace("--eval-freq 10000", "--eval-freq 500")
         output = run(*command.replace("python", sys.executable, 1).split(), "-n", "1000", folder=tmp_path)
     assert "Mean reward:" in output
+
+
+def test_the_callback_goes_on_in_rl_zoo_where_it_was(tmp_path):
+    (block,) = blocks("yaml")
+    config = {"CartPole-v1": {"policy": "MlpPolicy", "n_timesteps": 1000, "learning_starts": 50, **yaml.safe_load(block)}}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "rainbow", "--env", "CartPole-v1", "--eval-freq", "-1"]
+    for number, (total, own) in enumerate([(300, 300), (500, 200)], start=1):
+        run(*command, "-conf", "config.yml", "--seed", "7", "-n", str(total), folder=tmp_path)
+        assert len(list((tmp_path / "checkpoints/CartPole-v1_7").glob(f"step_*{total}_*"))) == 1
+        (monitor,) = (tmp_path / f"logs/rainbow/CartPole-v1_{number}").glob("*.monitor.csv")
+        steps = sum(int(line.split(",")[1]) for line in monitor.read_text().splitlines()[2:])
+        assert own - 100 < steps <= own + 50
 
 
 def test_every_file_and_target_it_names_is_there():

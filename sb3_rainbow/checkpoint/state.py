@@ -1,6 +1,7 @@
 """What a checkpoint holds: all that the next training step depends on."""
 
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import random
 import shutil
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 
 #: Arrays of so many bytes have a file of their own
 LARGE = 2**22
+#: Saving so many bytes shows its progress
+LONG = 2**30
 #: Where training stands
 PROGRESS = (
     "num_timesteps",
@@ -288,7 +292,7 @@ def _write_arrays(
     """
     folder_before, before = previous or (path, {"large": {}})
     small, large, known = {}, {}, {}
-    for i, (name, array) in enumerate(arrays.items()):
+    for i, (name, array) in enumerate(_with_progress(arrays)):
         if array.nbytes < LARGE:
             small[name] = array
             continue
@@ -302,6 +306,16 @@ def _write_arrays(
             np.save(path / file, array, allow_pickle=False)
     np.savez(path / "arrays.npz", **small)  # type: ignore[arg-type]
     return {"large": large, "tags": tags, "lengths": {name: len(arrays[name]) for name in large}, "known": known}
+
+
+def _with_progress(arrays: Arrays) -> Iterable[tuple[str, np.ndarray]]:
+    """The arrays, with a progress bar if they are many bytes and tqdm is there."""
+    total = sum(array.nbytes for array in arrays.values())
+    if total < LONG or importlib.util.find_spec("tqdm") is None:
+        return arrays.items()
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(arrays.items(), desc=f"saving {total / 2**30:.1f} GiB", leave=False)
 
 
 def _link(old: Path, new: Path) -> None:
