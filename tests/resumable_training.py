@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from sb3_rainbow import RainbowDQN
-from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load, save
+from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load
 
 gym.register_envs(ale_py)
 
@@ -76,12 +76,6 @@ def main(mode: str, folder: str, steps: str, *games: str) -> None:
         model = make_model("cartpole", 1)
         model.learn(int(steps), callback=ResumableCheckpointCallback(40, folder, resume=True))
         print(fingerprint(model))
-    elif mode == "save for ever":
-        model = make_model("cartpole", 1).learn(int(steps))
-        print("saving", flush=True)
-        while True:
-            model.num_timesteps += 1
-            save(model, folder)
     else:
         hashes = [halves(mode, Path(folder), int(steps), game.split("-")[0], int(game.split("-")[1])) for game in games]
         print(*hashes)
