@@ -1,6 +1,7 @@
 """Checkpoints during training, and going on from them."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.checkpoint.folder import latest
-from sb3_rainbow.checkpoint.state import restore, save
+from sb3_rainbow.checkpoint.state import Snapshot, restore, take_snapshot, write_snapshot
 from sb3_rainbow.rainbow import RainbowDQN
+
+#: A checkpoint of which no more bytes are new is copied, and written while training goes on
+MOST_COPIED = 2**31
 
 
 class ResumableCheckpointCallback(BaseCallback):
     """
     Saves a checkpoint every so many steps, between two rollouts: only there is a training in a state from which it can go on
     exactly. SB3's ``CheckpointCallback`` saves in the middle of a rollout, and networks only.
+
+    Training goes on while a checkpoint is written, unless it is very large, as the first one of a full replay buffer can
+    be. If one cannot be written, training stops with that error when the next one is due, or at the end.
 
     With ``resume=True``, a training that is started again with the same settings goes on where its newest checkpoint stands,
     up to the same number of steps. In RL Zoo's YAML::
@@ -48,6 +55,8 @@ class ResumableCheckpointCallback(BaseCallback):
         self.resume = resume
         self._saved_at = 0
         self._in_rollout = False
+        self._writer: threading.Thread | None = None
+        self._error: Exception | None = None
 
     @property
     def path(self) -> Path:
@@ -83,9 +92,33 @@ class ResumableCheckpointCallback(BaseCallback):
         # A callback that stops training does so in the middle of a step
         if not self._in_rollout and self.model.num_timesteps > self._saved_at:
             self._save()
+        self._finish()
 
     def _save(self) -> None:
-        path = save(self.model, self.path, self.keep)
+        self._finish()
+        snapshot, path = take_snapshot(self.model), self.path
         self._saved_at = self.model.num_timesteps
-        if self.verbose:
-            print(f"Saved {path}")
+        if copied := snapshot.copied(path, most=MOST_COPIED):
+            self._writer = threading.Thread(target=self._write, args=(copied, path))
+            self._writer.start()
+        else:
+            self._write(snapshot, path)
+            self._finish()
+
+    def _write(self, snapshot: Snapshot, path: Path) -> None:
+        try:
+            written = write_snapshot(snapshot, path, self.keep)
+        except Exception as error:
+            self._error = error
+        else:
+            if self.verbose:
+                print(f"Saved {written}")
+
+    def _finish(self) -> None:
+        """Wait for the checkpoint that is being written, and raise its error if it had one."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 FORMAT = 1
 _PREFIX, _TEMPORARY = "step_", ".writing_"
+#: One thread of the process writes at a time
+_WRITER = threading.Lock()
 
 
 class CorruptCheckpointError(ValueError):
@@ -50,6 +53,11 @@ def writing(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     :param keep: how many are kept, this one included
     :return: context that gives the two folders
     """
+    with _WRITER:
+        yield from _write(folder, step, keep)
+
+
+def _write(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -112,9 +120,13 @@ def verify(path: Path) -> dict[str, Any]:
         file = path / name
         if Path(name).name != name or not file.is_file():
             raise CorruptCheckpointError(f"{file}: missing")
-        if file.stat().st_size != entry["size"]:
-            raise CorruptCheckpointError(f"{file}: {file.stat().st_size} bytes, {entry['size']} were written")
-        if sha256(file) != entry["sha256"]:
+        try:
+            size, digest = file.stat().st_size, sha256(file)
+        except OSError as error:  # its writer may be removing it
+            raise CorruptCheckpointError(f"{file}: cannot be read ({error})") from error
+        if size != entry["size"]:
+            raise CorruptCheckpointError(f"{file}: {size} bytes, {entry['size']} were written")
+        if digest != entry["sha256"]:
             raise CorruptCheckpointError(f"{file}: its content is not what was written")
     return manifest
 

@@ -11,7 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -74,6 +74,7 @@ _MUST_MATCH = (
     "buffer_size",
     "alpha",
     "prioritized",
+    "dueling",
     "noisy",
 )
 
@@ -96,7 +97,54 @@ def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Pa
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: must be 1 or more")
-    folder = Path(folder)
+    return write_snapshot(take_snapshot(model), Path(folder), keep)
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint will hold. Arrays may be the model's own memory, until ``copied``."""
+
+    step: int
+    content: dict[str, Json]
+    arrays: Arrays
+    #: Names of arrays, and what changes when they do
+    tags: dict[str, str]
+
+    def unchanged(self, folder: Path) -> dict[str, Path]:
+        """
+        :param folder: where checkpoints are kept
+        :return: those arrays that need not be written, and their files in the newest checkpoint
+        """
+        previous = newest_manifest(folder)
+        if previous is None:
+            return {}
+        path, manifest = previous
+        # The tag does not tell the length: the last part grows while the ring fills
+        return {
+            name: path / manifest["large"][name]
+            for name, tag in self.tags.items()
+            if (manifest["tags"].get(name), manifest["lengths"].get(name)) == (tag, len(self.arrays[name]))
+        }
+
+    def copied(self, folder: Path, most: int) -> "Snapshot | None":
+        """
+        :param folder: where checkpoints are kept
+        :param most: bytes that may be copied
+        :return: a snapshot that training does not change, with those arrays copied that must be written; None if those are
+            more bytes
+        """
+        unchanged = self.unchanged(folder)
+        if sum(array.nbytes for name, array in self.arrays.items() if name not in unchanged) > most:
+            return None
+        return self._replace(
+            arrays={name: array if name in unchanged else array.copy() for name, array in self.arrays.items()}
+        )
+
+
+def take_snapshot(model: RainbowDQN) -> Snapshot:
+    """
+    :param model: what to save
+    :return: its state now
+    """
     arrays: Arrays = {}
     replay, tags = _replay_state(model.replay_buffer, arrays)
     content: dict[str, Json] = {
@@ -110,12 +158,39 @@ def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Pa
         "generators": encode(_generators(model), arrays, "generators"),
         "env": _env_state(model.env, arrays),
     }
-    with writing(folder, model.num_timesteps, keep) as (temporary, final):
-        written = _write_arrays(temporary, arrays, tags, newest_manifest(folder))
-        (temporary / "state.json").write_text(json.dumps(content))
-        known = written.pop("known")
+    return Snapshot(
+        model.num_timesteps, content, arrays, {name: tag for name, tag in tags.items() if arrays[name].nbytes >= LARGE}
+    )
+
+
+def write_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
+    """
+    :param snapshot: what to write
+    :param folder: where checkpoints are kept
+    :param keep: how many are kept
+    :return: the checkpoint's own folder
+    :raises OSError: if it cannot be written; the checkpoints before it are untouched
+    """
+    unchanged = snapshot.unchanged(folder)
+    files = newest_manifest(folder)[1]["files"] if unchanged else {}  # type: ignore[index]
+    small, large, known = {}, {}, {}
+    with writing(folder, snapshot.step, keep) as (temporary, final):
+        for i, (name, array) in enumerate(_with_progress(snapshot.arrays)):
+            if array.nbytes < LARGE:
+                small[name] = array
+                continue
+            file = large[name] = f"array_{i:05d}.npy"
+            if name in unchanged:
+                _link(unchanged[name], temporary / file)
+                known[file] = files[unchanged[name].name]
+            else:
+                np.save(temporary / file, array, allow_pickle=False)
+        np.savez(temporary / "arrays.npz", **small)  # type: ignore[arg-type]
+        (temporary / "state.json").write_text(json.dumps(snapshot.content))
+        lengths = {name: len(snapshot.arrays[name]) for name in large}
         versions = {name: importlib.metadata.version(name) for name in ("sb3-rainbow", "stable-baselines3", "torch", "numpy")}
-        write_manifest(temporary, {"step": model.num_timesteps, "versions": versions, **written}, known)
+        about = {"step": snapshot.step, "versions": versions, "large": large, "lengths": lengths, "tags": snapshot.tags}
+        write_manifest(temporary, about, known)
     return final
 
 
@@ -280,32 +355,6 @@ def _replay_state(buffer: ReplayBuffer | None, arrays: Arrays) -> tuple[Json, di
         for i, tag in enumerate(entry.get("tags", ()))
     }
     return encode(state, arrays, "replay"), tags
-
-
-def _write_arrays(
-    path: Path, arrays: Arrays, tags: dict[str, str], previous: tuple[Path, dict[str, Json]] | None
-) -> dict[str, Json]:
-    """
-    Small arrays into one file, large ones into one each; those whose tag is that of the checkpoint before become links.
-
-    :return: for the manifest: ``large`` (file of each array), ``tags``, and the entries of ``files`` that are known already
-    """
-    folder_before, before = previous or (path, {"large": {}})
-    small, large, known = {}, {}, {}
-    for i, (name, array) in enumerate(_with_progress(arrays)):
-        if array.nbytes < LARGE:
-            small[name] = array
-            continue
-        file = large[name] = f"array_{i:05d}.npy"
-        old = before["large"].get(name)
-        # The tag does not tell the length: the last part grows while the ring fills
-        if old and name in tags and (before["tags"].get(name), before["lengths"][name]) == (tags[name], len(array)):
-            _link(folder_before / old, path / file)
-            known[file] = before["files"][old]
-        else:
-            np.save(path / file, array, allow_pickle=False)
-    np.savez(path / "arrays.npz", **small)  # type: ignore[arg-type]
-    return {"large": large, "tags": tags, "lengths": {name: len(arrays[name]) for name in large}, "known": known}
 
 
 def _with_progress(arrays: Arrays) -> Iterable[tuple[str, np.ndarray]]:
