@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from resumable_training import fingerprint
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load
@@ -29,6 +30,8 @@ def test_it_gives_what_sb3s_gives():
         for x, y in zip(ours.step(actions)[:3], theirs.step(actions)[:3], strict=True):
             assert (x == y).all()
     assert ours.env_method("get_wrapper_attr", "spec")[0].id == "CartPole-v1"
+    ours.set_attr("difficulty", 3)
+    assert ours.get_attr("difficulty") == [3, 3]
     ours.close()
     ours.close()
 
@@ -54,19 +57,22 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
         env.step([0, 0])
     assert time.monotonic() - start < 5
+    with pytest.raises(WorkerError, match="worker 0"):  # not a late answer, as that of now
+        env.step([0, 0])
     start = time.monotonic()
     env.close()
     assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
 
 
-def test_a_training_in_workers_is_resumed_exactly(tmp_path):
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, lambda env: VecFrameStack(env, 2)])
+def test_a_training_in_workers_is_resumed_exactly(tmp_path, wrap):
     settings = {"learning_starts": 20, "seed": 0, "buffer_size": 200}
-    env = make_env()
+    env = wrap(make_env())
     whole = RainbowDQN("MlpPolicy", env, **settings)
     whole.learn(240, callback=ResumableCheckpointCallback(100, tmp_path, keep=9))
     env.close()
-    env = make_env()
+    env = wrap(make_env())
     resumed = load(sorted(tmp_path.iterdir())[0], env)
     assert resumed.num_timesteps < 200
     resumed.learn(240 - resumed.num_timesteps, reset_num_timesteps=False)

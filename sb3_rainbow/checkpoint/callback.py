@@ -8,7 +8,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_rainbow.arguments import check_integer
-from sb3_rainbow.checkpoint.folder import latest
+from sb3_rainbow.checkpoint.folder import WRITER, latest
 from sb3_rainbow.checkpoint.state import Snapshot, restore, take_snapshot, write_snapshot
 from sb3_rainbow.rainbow import RainbowDQN
 
@@ -67,6 +67,7 @@ class ResumableCheckpointCallback(BaseCallback):
         return Path(str(self.folder).format(**names))
 
     def _on_training_start(self) -> None:
+        self._finish()  # what an interrupted training had begun to write
         if self.resume and latest(self.path) is not None:
             total = self.model._total_timesteps
             taken = restore(self.model, self.path)
@@ -96,14 +97,20 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _save(self) -> None:
         self._finish()
-        snapshot, path = take_snapshot(self.model), self.path
+        WRITER.acquire()  # released by _write
+        try:
+            snapshot, path = take_snapshot(self.model), self.path
+            copied = snapshot.copied(path, most=MOST_COPIED)
+        except BaseException:
+            WRITER.release()
+            raise
         self._saved_at = self.model.num_timesteps
-        if copied := snapshot.copied(path, most=MOST_COPIED):
-            self._writer = threading.Thread(target=self._write, args=(copied, path))
-            self._writer.start()
-        else:
+        if copied is None:
             self._write(snapshot, path)
             self._finish()
+        else:
+            self._writer = threading.Thread(target=self._write, args=(copied, path))
+            self._writer.start()
 
     def _write(self, snapshot: Snapshot, path: Path) -> None:
         try:
@@ -113,6 +120,8 @@ class ResumableCheckpointCallback(BaseCallback):
         else:
             if self.verbose:
                 print(f"Saved {written}")
+        finally:
+            WRITER.release()
 
     def _finish(self) -> None:
         """Wait for the checkpoint that is being written, and raise its error if it had one."""

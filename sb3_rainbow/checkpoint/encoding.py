@@ -1,6 +1,8 @@
 """Python data as JSON and NumPy arrays, without pickle: reading it back never runs code."""
 
+import copy
 import importlib
+import random
 from collections import deque
 from enum import Enum
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -16,12 +18,13 @@ Json = Any
 Arrays = dict[str, np.ndarray]
 
 #: What an object is set up with, or writes to: the same in the object that is restored, so it is neither stored nor compared
-SETTINGS = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, Enum, EnvSpec, ResultsWriter, th.device, th.dtype)
+SETTINGS = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, EnvSpec, ResultsWriter, th.device, th.dtype)
 #: Attributes of environments that are written before they are read, or follow from the class
 NOT_STATE = {
     "DummyVecEnv": ("buf_infos",),
     "VecEnv": ("reset_infos", "render_mode", "metadata"),
     "VecEnvWrapper": ("class_attributes",),
+    "HerReplayBuffer": ("env",),
     "Wrapper": ("_cached_spec", "_metadata"),
 }
 #: Classes are stored by name, and found again in these packages alone
@@ -153,99 +156,124 @@ def decode_space(node: Json, arrays: Arrays) -> Space[Any]:
     return getattr(spaces, node["kind"])(**decode(node["arguments"], arrays))
 
 
-def encode_object(target: Any, arrays: Arrays, path: str, seen: set[int] | None = None) -> Json:
+def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] | None = None) -> Json:
     """
     What an object's attributes hold, those of the objects in it as well. Settings (functions, classes, ...) are left out, and
-    of a space only its random generator is stored.
+    of a space only its random generator is stored. What several attributes share is stored once, and shared again.
 
-    :param target: any object. One with ``state_dict()`` and ``load_state_dict(state)`` is asked instead
+    :param target: any object. One whose class has ``state_dict()`` and ``load_state_dict(state)`` is asked instead
     :param arrays: takes the arrays
     :param path: where the object is
-    :param seen: objects met before, which are not stored twice
+    :param memo: paths of what was met before, by ``id``
     :return: for ``restore_object``
     :raises Unencodable: if an attribute is neither data, nor a setting, nor an object with attributes
     """
-    seen = set() if seen is None else seen
-    if isinstance(target, SETTINGS) or id(target) in seen:
+    memo = {} if memo is None else memo
+    if isinstance(target, Enum):
+        return {"!": "enum", "of": target.name}
+    if isinstance(target, SETTINGS):
         return {"!": "skip"}
+    if target is None or type(target) in (bool, int, float, str, bytes) or isinstance(target, np.generic):
+        return encode(target, arrays, path)
+    if id(target) in memo:
+        return {"!": "ref", "of": memo[id(target)]}
+    memo[id(target)] = path
+    if isinstance(target, np.ndarray | th.Tensor | np.random.Generator):
+        return encode(target, arrays, path)
+    if isinstance(target, random.Random):
+        return {"!": "random", "of": encode(target.getstate(), arrays, path)}
     if type(target).__name__ == "ALEInterface":
         return {"!": "ale", "of": encode(target.cloneState(include_rng=True).serialize(), arrays, path)}
-    if not isinstance(target, list | tuple | dict | deque):
-        try:
-            return encode(target, arrays, path)
-        except Unencodable:
-            pass
-    seen.add(id(target))
-    if hasattr(target, "load_state_dict") and hasattr(target, "state_dict"):
+    if isinstance(target, dict | list | tuple | deque):
+        pairs = list(target.items() if isinstance(target, dict) else enumerate(target))
+        keys = (
+            [encode(key, arrays, f"{path}/key{i}") for i, (key, _) in enumerate(pairs)] if isinstance(target, dict) else None
+        )
+        items = [encode_object(item, arrays, f"{path}/{i}", memo) for i, (_, item) in enumerate(pairs)]
+        return {"!": "items", "class": type(target).__qualname__, "keys": keys, "of": items}
+    if hasattr(type(target), "state_dict") and hasattr(type(target), "load_state_dict"):
         return {"!": "state_dict", "of": encode(target.state_dict(), arrays, path)}
-    if isinstance(target, list | tuple | dict | deque):
-        try:
-            return encode(target, arrays, path)
-        except Unencodable:
-            # Objects among the items: they are restored in place
-            items = list(target.items() if isinstance(target, dict) else enumerate(target))
-            if not all(isinstance(key, str | int) for key, _ in items):
-                raise
-            return {"!": "items", "of": [encode_object(item, arrays, f"{path}/{key}", seen) for key, item in items]}
-    if isinstance(target, Space):
-        parts = getattr(target, "spaces", ())
-        children = list(parts.values() if isinstance(parts, dict) else parts)
-        generators = [encode(space._np_random, arrays, path) for space in (target, *children)]
-        return {"!": "space", "of": generators}
     if not hasattr(target, "__dict__"):
         raise Unencodable(f"{path} is {type(target).__module__}.{type(target).__qualname__}")
-    skip = {name for base in type(target).__mro__ for name in NOT_STATE.get(base.__name__, ())}
-    state = {
-        name: encode_object(value, arrays, f"{path}.{name}", seen) for name, value in vars(target).items() if name not in skip
-    }
-    return {"!": "object", "class": type(target).__qualname__, "of": state}
+    if isinstance(target, Space):
+        state = {name: value for name, value in vars(target).items() if name in ("_np_random", "spaces")}
+    else:
+        skip = {name for base in type(target).__mro__ for name in NOT_STATE.get(base.__name__, ())}
+        state = {name: value for name, value in vars(target).items() if name not in skip}
+    encoded = {name: encode_object(value, arrays, f"{path}.{name}", memo) for name, value in state.items()}
+    return {"!": "object", "class": type(target).__qualname__, "of": encoded}
 
 
-def restore_object(target: Any, node: Json, arrays: Arrays, path: str) -> Any:
+def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str, Any] | None = None) -> Any:
     """
-    :param target: an object set up like the one that was stored; it is changed in place where that can be
+    :param target: an object set up like the one that was stored. Objects are changed in place, data is made anew
     :param node: what ``encode_object`` returned
     :param arrays: what it put there
     :param path: where the object is
-    :return: what belongs in its place: the target, or a new value
-    :raises ValueError: if the target is of another class
+    :param memo: what was restored before, by path
+    :return: what belongs in the target's place
+    :raises ValueError: if the target is not like the object that was stored
     """
+    memo = {} if memo is None else memo
     kind = node.get("!") if isinstance(node, dict) else None
-    if kind == "skip":
-        return target
-    if kind == "ale":
+    if kind == "ref":
+        return memo[node["of"]]
+    value = target
+    if kind == "object":
+        _check_class(target, node, path)
+        memo[path] = target  # before its attributes, which may refer to it
+        for name, child in node["of"].items():
+            vars(target)[name] = restore_object(vars(target).get(name), child, arrays, f"{path}.{name}", memo)
+    elif kind == "items":
+        value = _restore_items(target, node, arrays, path, memo)
+    elif kind == "enum":
+        if not isinstance(target, Enum):
+            raise ValueError(f"{path} is {target!r}: in the checkpoint it is of an enumeration")
+        value = type(target)[node["of"]]
+    elif kind == "random":
+        version, internal, gauss = decode(node["of"], arrays)
+        value = random.Random()
+        value.setstate((version, tuple(internal), gauss))
+    elif kind == "ale":
         from ale_py import ALEState
 
         target.restoreState(ALEState(decode(node["of"], arrays)))
     elif kind == "state_dict":
         target.load_state_dict(decode(node["of"], arrays))
-    elif kind == "space":
-        parts = getattr(target, "spaces", ())
-        children = parts.values() if isinstance(parts, dict) else parts
-        for space, generator in zip((target, *children), node["of"], strict=True):
-            space._np_random = decode(generator, arrays)
-    elif kind == "items":
-        items = target.values() if isinstance(target, dict) else target
-        for key, (item, child) in enumerate(zip(list(items), node["of"], strict=True)):
-            restore_object(item, child, arrays, f"{path}/{key}")
-    elif kind == "object":
-        if type(target).__qualname__ != node["class"]:
-            raise ValueError(f"{path} is {type(target).__qualname__}: in the checkpoint it is {node['class']}")
-        for name, child in node["of"].items():
-            value = restore_object(getattr(target, name, None), child, arrays, f"{path}.{name}")
-            if value is not getattr(target, name, None):
-                setattr(target, name, value)
-    elif kind == "array" and isinstance(target, np.ndarray) and target.shape == arrays[node["of"]].shape:
-        target[...] = arrays[node["of"]]  # others may hold the same array
+    elif kind == "array":
+        value = np.array(arrays[node["of"]])  # not the file's memory: it goes on changing
+    elif kind != "skip":
+        value = decode(node, arrays)
+    memo[path] = value
+    return value
+
+
+def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str, Any]) -> Any:
+    """A list, tuple, deque, dict, or what is derived from them: made anew, but for the objects in it."""
+    plain: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict, "deque": deque}
+    kind = plain.get(node["class"], type(target))
+    if kind is type(target) or node["class"] not in plain:
+        _check_class(target, node, path)
+        old = target if isinstance(target, dict) else dict(enumerate(target))
     else:
-        # Not the checkpoint's own memory: what is restored goes on changing
-        return _own(decode(node, arrays))
-    return target
+        old = {}
+    keys = range(len(node["of"])) if node["keys"] is None else [decode(key, arrays) for key in node["keys"]]
+    items = []
+    for i, (key, child) in enumerate(zip(keys, node["of"], strict=True)):
+        if isinstance(child, dict) and child.get("!") in ("skip", "object", "ale", "state_dict") and key not in old:
+            raise ValueError(f"{path}/{key}: an object that is not there before the environment is used")
+        items.append(restore_object(old.get(key), child, arrays, f"{path}/{i}", memo))
+    if issubclass(kind, dict):
+        value = copy.copy(target) if type(target) is kind else kind()  # with its default_factory
+        value.clear()
+        for key, item in zip(keys, items, strict=True):  # a Counter's update would count
+            value[key] = item
+        return value
+    if issubclass(kind, deque):
+        return kind(items, target.maxlen if isinstance(target, deque) else None)
+    return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 
-def _own(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, list | tuple):
-        return type(value)(map(_own, value))
-    return {key: _own(item) for key, item in value.items()} if isinstance(value, dict) else value
+def _check_class(target: Any, node: Json, path: str) -> None:
+    if type(target).__qualname__ != node["class"]:
+        raise ValueError(f"{path} is {type(target).__qualname__}: in the checkpoint it is {node['class']}")

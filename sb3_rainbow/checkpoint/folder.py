@@ -19,8 +19,8 @@ from typing import Any
 MANIFEST = "manifest.json"
 FORMAT = 1
 _PREFIX, _TEMPORARY = "step_", ".writing_"
-#: One thread of the process writes at a time
-_WRITER = threading.Lock()
+#: Held from a look at the newest checkpoint until the next one is there
+WRITER = threading.Lock()
 
 
 class CorruptCheckpointError(ValueError):
@@ -53,11 +53,6 @@ def writing(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     :param keep: how many are kept, this one included
     :return: context that gives the two folders
     """
-    with _WRITER:
-        yield from _write(folder, step, keep)
-
-
-def _write(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -89,7 +84,8 @@ def write_manifest(path: Path, content: dict[str, Any], reused: dict[str, dict[s
     files = {
         file.name: reused.get(file.name) or {"size": file.stat().st_size, "sha256": sha256(file)} for file in path.iterdir()
     }
-    (path / MANIFEST).write_text(json.dumps({"format": FORMAT, **content, "files": files}, indent=1))
+    manifest = {"format": FORMAT, **content, "files": files}
+    (path / MANIFEST).write_text(json.dumps({"sha256": _digest_of(manifest), **manifest}, indent=1))
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -98,15 +94,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     :return: its manifest
     :raises CorruptCheckpointError: if it cannot be read
     """
+    file = path / MANIFEST
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if not isinstance(manifest["files"], dict):
-            raise TypeError("files")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpointError(f"{path / MANIFEST}: not a manifest ({error})") from error
+        manifest = json.loads(file.read_text())
+        digest = manifest.pop("sha256")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CorruptCheckpointError(f"{file}: not a manifest ({error!r})") from error
+    if digest != _digest_of(manifest):
+        raise CorruptCheckpointError(f"{file}: its content is not what was written")
     if manifest["format"] != FORMAT:
-        raise CorruptCheckpointError(f"{path / MANIFEST}: format {manifest['format']!r}, this version reads {FORMAT}")
+        raise CorruptCheckpointError(f"{file}: format {manifest['format']!r}, this version reads {FORMAT}")
     return dict(manifest)
+
+
+def _digest_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -178,7 +180,9 @@ def _digest(stream: Any) -> str:
 
 def _flush(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
     finally:

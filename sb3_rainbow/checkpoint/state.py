@@ -31,6 +31,7 @@ from sb3_rainbow.checkpoint.encoding import (
 )
 from sb3_rainbow.checkpoint.folder import (
     MANIFEST,
+    WRITER,
     CorruptCheckpointError,
     latest,
     newest_manifest,
@@ -86,22 +87,27 @@ def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Pa
 
     To go on exactly, save between two rollouts, as ``ResumableCheckpointCallback`` does.
 
-    Of a large replay buffer, only what changed since the checkpoint before is written again.
+    Of a large replay buffer, only what changed since the checkpoint before is written again; for the rest the two share
+    files. If such a file is damaged on the disk, so are both; the first checkpoint of a process shares nothing.
 
     :param model: what to save
     :param folder: where checkpoints are kept. One process may write to it at a time
-    :param keep: how many are kept; with 2, a damaged one still leaves another
+    :param keep: how many are kept
     :return: the checkpoint's own folder
     :raises ValueError: if ``keep`` is less than 1
     :raises OSError: if it cannot be written, the disk being full for example; the checkpoints before it are untouched
     """
     if keep < 1:
         raise ValueError(f"keep={keep}: must be 1 or more")
-    return write_snapshot(take_snapshot(model), Path(folder), keep)
+    with WRITER:
+        return write_snapshot(take_snapshot(model), Path(folder), keep)
 
 
 class Snapshot(NamedTuple):
-    """What a checkpoint will hold. Arrays may be the model's own memory, until ``copied``."""
+    """
+    What a checkpoint will hold. Arrays may be the model's own memory, until ``copied``. Whoever takes one holds ``WRITER``
+    until it is written: what it need not write is in the newest checkpoint.
+    """
 
     step: int
     content: dict[str, Json]
@@ -183,6 +189,8 @@ def write_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
             if name in unchanged:
                 _link(unchanged[name], temporary / file)
                 known[file] = files[unchanged[name].name]
+                if (temporary / file).stat().st_size != known[file]["size"]:
+                    raise CorruptCheckpointError(f"{unchanged[name]}: not as long as it was written. Save to another folder")
             else:
                 np.save(temporary / file, array, allow_pickle=False)
         np.savez(temporary / "arrays.npz", **small)  # type: ignore[arg-type]
@@ -245,7 +253,13 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     for name, stored in content["must_match"].items():
         if given.get(name) != stored:
             raise ValueError(f"{name}={given.get(name)} in the model, {stored} in the checkpoint {path}: must be the same")
-    model.policy.load_state_dict(decode(content["policy"], arrays))
+    policy = decode(content["policy"], arrays)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
+    for name in sorted(shapes.keys() | policy.keys()):
+        here, there = shapes.get(name), tuple(policy[name].shape) if name in policy else None
+        if here != there:
+            raise ValueError(f"policy_kwargs: {name} has the shape {here} in the model, {there} in the checkpoint {path}")
+    model.policy.load_state_dict(policy)
     for name, noise in decode(content["noise"], arrays).items():
         model.policy.get_buffer(name).copy_(noise)
     model.policy.optimizer.load_state_dict(decode(content["optimizer"], arrays))
@@ -261,16 +275,23 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
 
 
 def _restore_env(model: RainbowDQN, stored: Json, arrays: Arrays) -> None:
+    assert model.env is not None
     problem = stored.get("unreadable")
     if not problem:
-        model.env.reset()  # type: ignore[union-attr]
+        model.env.reset()
         try:
             restore_object(model.env, stored["state"], arrays, "env")
-        except (ValueError, AttributeError, TypeError) as error:
-            problem = str(error)
+        except Exception as error:  # from whatever class the environment is
+            problem = f"{type(error).__name__}: {error}"
     if problem:
-        # The next learn() resets them, and closes the running episodes in the replay buffer
-        model._last_obs = None
+        # As at the start of a training
+        truncate = getattr(model.replay_buffer, "truncate_last_trajectory", None)
+        if truncate is not None:  # SB3's own buffers have no windows that could go on
+            truncate()
+        model._last_obs = model.env.reset()  # type: ignore[assignment]
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+        if model._vec_normalize_env is not None:
+            model._last_original_obs = model._vec_normalize_env.get_original_obs()
         logging.getLogger(__name__).info(
             "The environments could not be restored (%s): their episodes are closed as truncated, new ones begin", problem
         )

@@ -1,12 +1,14 @@
 """SB3's SubprocVecEnv, whose workers may die or hang."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import SubprocVecEnv as SB3SubprocVecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_rainbow.arguments import check_number
 from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, encode_object, restore_object
@@ -23,9 +25,13 @@ class _Remote:
     """The parent's end of a worker's pipe, with an error instead of an endless wait."""
 
     def __init__(self, connection: Any, process: Any, number: int, timeout: float) -> None:
-        self._connection, self._process, self._number, self._timeout = connection, process, number, timeout
+        self._connection, self._process, self._number = connection, process, number
+        self._timeout = None if math.isinf(timeout) else timeout
+        self._error: WorkerError | None = None
 
     def send(self, message: Any) -> None:
+        if self._error is not None:  # a late answer would be taken for that to this message
+            raise self._error
         try:
             self._connection.send(message)
         except OSError as error:
@@ -37,10 +43,11 @@ class _Remote:
                 return self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        raise WorkerError(
+        self._error = WorkerError(
             f"worker {self._number} (process {self._process.pid}) did not answer for {self._timeout:g} s; "
             "a longer timeout can be set by SubprocVecEnv(..., timeout=...)"
         )
+        raise self._error
 
     def close(self) -> None:
         self._connection.close()
@@ -53,36 +60,34 @@ class _Remote:
         )
 
 
-class Readable(gym.Wrapper[Any, Any, Any, Any]):
-    """
-    An environment in a worker, whose state can be read and set from outside.
+def _read_state(env: Any) -> tuple[Any, Arrays | str]:
+    """State as checkpoints store it, and its arrays; or None, and why it cannot be read."""
+    arrays: Arrays = {}
+    try:
+        return encode_object(env, arrays, "env"), arrays
+    except Exception as error:  # it would be the end of the worker
+        return None, str(error)
 
-    :param env: environment
-    """
 
-    def read_state(self) -> tuple[Any, Arrays | str]:
-        """:return: state as checkpoints store it, and its arrays; or None, and why it cannot be read"""
-        arrays: Arrays = {}
-        try:
-            return encode_object(self.env, arrays, "env"), arrays
-        except Unencodable as error:  # it would be the end of the worker
-            return None, str(error)
-
-    def write_state(self, node: Any, arrays: Arrays) -> str:
-        """
-        :param node: what ``read_state`` returned
-        :param arrays: the arrays
-        :return: why it could not be done; empty if it was
-        """
-        try:
-            restore_object(self.env, node, arrays, "env")
-        except (ValueError, AttributeError, TypeError) as error:
-            return str(error)
-        return ""
+def _write_state(env: Any, node: Any, arrays: Arrays) -> str:
+    """Why it could not be done; empty if it was."""
+    try:
+        restore_object(env, node, arrays, "env")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def _make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
-    return lambda: Readable(env_fn())
+    """The environment itself, with two more methods: a wrapper would change what ``set_attr`` reaches."""
+
+    def make() -> gym.Env[Any, Any]:
+        env: Any = _patch_env(env_fn())
+        env.read_state = lambda: _read_state(env)
+        env.write_state = lambda node, arrays: _write_state(env, node, arrays)
+        return env
+
+    return make
 
 
 class SubprocVecEnv(SB3SubprocVecEnv):
