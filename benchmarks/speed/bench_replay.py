@@ -140,6 +140,7 @@ def run_pair(peer: str, capacity: int, n_envs: int, rounds: int) -> dict[str, An
         grown[name] = fill(contenders[name], streams[name], rest) / (rest * n_envs)
     measure(contenders, streams, 2)
     result = {
+        "versions": versions(),
         "peer": peer,
         "capacity": capacity,
         "n_envs": n_envs,
@@ -152,20 +153,21 @@ def run_pair(peer: str, capacity: int, n_envs: int, rounds: int) -> dict[str, An
     return result
 
 
+def versions() -> dict[str, str]:
+    """:return: of what was measured"""
+    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
 def machine() -> dict[str, Any]:
     """:return: what the numbers were measured on"""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": versions,
+        "torch_cpu_capability": th.backends.cpu.get_cpu_capability(),
+        "versions": versions(),
         "command": " ".join(["python", *sys.argv]),
     }
 
@@ -212,6 +214,12 @@ def report(results: dict[str, Any]) -> str:
             f"Ours alone at {capacity:,}: {pair['own_count']:.0f} bytes per transition by its own count, process "
             f"{pair['resident_gb']:.2f} GB resident, sample and update of 32 {_sample_and_update(pair):.0f} us."
         )
+    about = results["machine"]
+    used: dict[str, str] = {}
+    for pair in results["pairs"]:
+        used |= {f"{name} {version}": "" for name, version in pair["versions"].items()}
+    lines += ["", f"{about['cpu']} ({about['torch_cpu_capability']}), {about['cores']} cores, Python {about['python']}."]
+    lines += [f"Versions: {', '.join(sorted(used))}.", "", f"Command: `{about['command']}`"]
     return "\n".join(lines) + "\n"
 
 
@@ -259,6 +267,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=[*PEERS, []])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--add", action="store_true", help="keep the results that are there, and add these")
     parser.add_argument("--pair", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pair:
@@ -273,9 +282,12 @@ def main() -> None:
             if (PEERS[peer].bytes_per_transition + 7250) * capacity < 0.9 * psutil.virtual_memory().available
         ]
         print("no room here at", capacity, "for", sorted(set(args.peers) - set(fits)), file=sys.stderr)
-        jobs += [{"peer": peer, "capacity": capacity, "n_envs": 1} for peer in ["", *fits]]
+        jobs += [{"peer": peer, "capacity": capacity, "n_envs": 1} for peer in [*([] if args.add else [""]), *fits]]
         jobs += [{"peer": peer, "capacity": capacity, "n_envs": 8} for peer in fits if peer == "SB3 ReplayBuffer"]
     results: dict[str, Any] = {"machine": machine(), "pairs": []}
+    if args.add:
+        results = json.loads((args.out / "replay.json").read_text())
+        results["machine"]["command"] += f"; {machine()['command']}"
     for job in jobs:
         print(job, file=sys.stderr)
         command = [sys.executable, __file__, "--pair", json.dumps(job | {"rounds": args.rounds})]
