@@ -37,6 +37,7 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     seed: int
     evaluation: dict[str, Any]
+    frames_per_step: int
 
 
 def expand(name: str, suite: dict[str, Any], out: Path) -> list[Run]:
@@ -47,7 +48,16 @@ def expand(name: str, suite: dict[str, Any], out: Path) -> list[Run]:
     :return: its runs, all environments and algorithms of one seed first
     """
     return [
-        Run(out / name / f"{label}-{env.replace('/', '-')}-{seed}", env, steps, label, settings, seed, suite["evaluation"])
+        Run(
+            out / name / f"{label}-{env.replace('/', '-')}-{seed}",
+            env,
+            steps,
+            label,
+            settings,
+            seed,
+            suite["evaluation"],
+            suite.get("frames_per_step", 1),
+        )
         for seed in suite["seeds"]
         for env, steps in suite["envs"].items()
         for label, settings in suite["algorithms"].items()
@@ -80,7 +90,7 @@ def train(run: Run) -> None:
 
     zoo = max((run.folder / "zoo" / run.settings["algo"]).iterdir(), key=lambda folder: folder.stat().st_mtime)
     episodes = load_results(str(zoo))
-    episodes["step"] = episodes["l"].cumsum()
+    episodes["step"] = episodes["l"].cumsum() // run.frames_per_step
     episodes[["step", "r", "t"]].to_csv(run.folder / "curve.csv", index=False, header=["step", "return", "seconds"])
     model, env = load_run(zoo, seed=run.seed + 1000)
     scores = evaluate(model, env, **run.evaluation)

@@ -65,20 +65,15 @@ class Stream:
         return steps
 
 
-def fill(contender: Contender, stream: Stream, n_steps: int) -> int:
+def fill(contender: Contender, stream: Stream, n_steps: int) -> None:
     """
     :param contender: what to fill
     :param stream: with what
     :param n_steps: vector steps
-    :return: by how many bytes the process has grown
     """
-    process = psutil.Process()
-    before = process.memory_info().rss
     for start in range(0, n_steps, 500):
         for step in stream.take(min(500, n_steps - start)):
             contender.add(*step)
-    gc.collect()
-    return process.memory_info().rss - before
 
 
 def measure(contenders: dict[str, Contender], streams: dict[str, Stream], rounds: int) -> dict[str, dict[str, list[float]]]:
@@ -129,15 +124,19 @@ def run_pair(peer: str, capacity: int, n_envs: int, rounds: int) -> dict[str, An
     th.set_num_threads(1)
     makers: dict[str, type[Contender]] = {"ours": Ours} | ({peer: PEERS[peer]} if peer else {})
     contenders, streams, grown = {}, {}, {}
+    process = psutil.Process()
     for name, make in makers.items():
-        contenders[name], streams[name] = make(capacity, n_envs), Stream(n_envs)
-        # All but the last few, then full: libraries and pools are paid for before memory is counted
-        first = min(2000, capacity // 2) // n_envs
-        fill(contenders[name], streams[name], first)
-        contenders[name].sample(32)
-        contenders[name].update(np.ones(32, np.float32))
-        rest = capacity // n_envs - first
-        grown[name] = fill(contenders[name], streams[name], rest) / (rest * n_envs)
+        # A small one first: libraries are paid for before memory is counted
+        small = make(64 * n_envs, n_envs)
+        fill(small, Stream(n_envs), 100)
+        small.sample(32)
+        small.update(np.ones(32, np.float32))
+        streams[name] = Stream(n_envs)
+        before = process.memory_info().rss
+        contenders[name] = make(capacity, n_envs)
+        fill(contenders[name], streams[name], capacity // n_envs)
+        gc.collect()
+        grown[name] = (process.memory_info().rss - before) / capacity
     measure(contenders, streams, 2)
     result = {
         "versions": versions(),
@@ -267,13 +266,18 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=[*PEERS, []])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    parser.add_argument("--add", action="store_true", help="keep the results that are there, and add these")
+    parser.add_argument("--add", action="store_true", help="keep the other results that are there")
     parser.add_argument("--pair", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.pair:
         print(json.dumps(run_pair(**json.loads(args.pair))))
         return
 
+    results: dict[str, Any] = {"machine": machine(), "pairs": []}
+    if args.add:
+        results = json.loads((args.out / "replay.json").read_text())
+        results["machine"]["command"] += f"; {machine()['command']}"
+    measured = {pair["capacity"] for pair in results["pairs"] if not pair["peer"]}
     jobs: list[dict[str, Any]] = []
     for capacity in args.capacity:
         fits = [
@@ -282,19 +286,17 @@ def main() -> None:
             if (PEERS[peer].bytes_per_transition + 7250) * capacity < 0.9 * psutil.virtual_memory().available
         ]
         print("no room here at", capacity, "for", sorted(set(args.peers) - set(fits)), file=sys.stderr)
-        jobs += [{"peer": peer, "capacity": capacity, "n_envs": 1} for peer in [*([] if args.add else [""]), *fits]]
+        jobs += [{"peer": peer, "capacity": capacity, "n_envs": 1} for peer in ["", *fits] if peer or capacity not in measured]
         jobs += [{"peer": peer, "capacity": capacity, "n_envs": 8} for peer in fits if peer == "SB3 ReplayBuffer"]
-    results: dict[str, Any] = {"machine": machine(), "pairs": []}
-    if args.add:
-        results = json.loads((args.out / "replay.json").read_text())
-        results["machine"]["command"] += f"; {machine()['command']}"
     for job in jobs:
         print(job, file=sys.stderr)
         command = [sys.executable, __file__, "--pair", json.dumps(job | {"rounds": args.rounds})]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        results["pairs"].append(json.loads(output.splitlines()[-1]))
-    args.out.mkdir(exist_ok=True)
-    (args.out / "replay.json").write_text(json.dumps(results))
+        pair = json.loads(output.splitlines()[-1])
+        same = [old for old in results["pairs"] if all(old[name] == pair[name] for name in ("peer", "capacity", "n_envs"))]
+        results["pairs"] = [old for old in results["pairs"] if old not in same] + [pair]
+        args.out.mkdir(exist_ok=True)
+        (args.out / "replay.json").write_text(json.dumps(results))
     (args.out / "replay.md").write_text(report(results))
     draw(results, args.out / "replay.png")
     print(report(results))
