@@ -189,7 +189,7 @@ def report(results: dict[str, Any]) -> str:
     """
     operations = ["add", *(f"{what} {size}" for what in ("sample", "update") for size in BATCH_SIZES)]
     lines = ["Microseconds (ours / the peer's, medians of the same rounds) and in brackets the ratio with its quartiles.", ""]
-    for capacity in sorted({pair["capacity"] for pair in results["pairs"]}):
+    for capacity in sorted({pair["capacity"] for pair in results["pairs"] if pair["peer"]}):
         lines += [f"### Capacity {capacity:,}", "", f"| peer | n_envs | bytes | {' | '.join(operations)} |"]
         lines += ["|---" * (3 + len(operations)) + "|"]
         for pair in results["pairs"]:
@@ -236,6 +236,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     pairs = [pair for pair in results["pairs"] if pair["peer"] and pair["n_envs"] == 1]
     capacity = min(pair["capacity"] for pair in pairs)
@@ -246,7 +247,10 @@ def draw(results: dict[str, Any], path: Path) -> None:
         speedups = [1 / ratio(pair, f"sample {batch_size}")[0] for pair in pairs]
         times.barh(np.arange(len(names)) + (i - 1) * 0.27, speedups, 0.25, label=f"batch {batch_size}")
     times.axvline(1, color="black", linewidth=1)
-    times.set(yticks=range(len(names)), yticklabels=names, xscale="log", xlabel="its time to sample / ours")
+    times.set(yticks=range(len(names)), yticklabels=names, xscale="log", xlabel="its time to sample / ours (1: as fast)")
+    times.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20]))
+    times.xaxis.set_major_formatter("{x:g}")
+    times.xaxis.set_minor_locator(NullLocator())
     times.invert_yaxis()
     times.legend()
     memory.barh(
