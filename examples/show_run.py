@@ -34,7 +34,12 @@ def draw_curve(run: Path, env_id: str) -> Path:
     axes.plot(steps, returns, ".", markersize=3, alpha=0.4, label="each episode")
     if len(returns) > WINDOW:
         axes.plot(*window_func(steps, returns, WINDOW, np.mean), linewidth=2, label=f"mean of the last {WINDOW}")
-    axes.set(xlabel="steps below the wrappers (Atari: frames)", ylabel="return (rewards not clipped)", title=f"RainbowDQN on {env_id}", xlim=(0, None))
+    axes.set(
+        xlabel="steps below the wrappers (Atari: frames)",
+        ylabel="return (rewards not clipped)",
+        title=f"RainbowDQN on {env_id}",
+        xlim=(0, None),
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     path = run / "learning_curve.png"
