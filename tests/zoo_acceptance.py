@@ -110,6 +110,22 @@ def test_training_in_subprocesses_saves(install):
     assert (folder / f"rainbow/{ATARI}_1/{ATARI}.zip").is_file()
 
 
+def test_one_argument_trains_on_ales_own_threads(install):
+    folder = install.folder / "native"
+    params = [
+        "-params",
+        "buffer_size:1000",
+        "learning_starts:50",
+        "n_envs:2",
+        "vec_env_wrapper:'sb3_rainbow.envs.AtariVecEnv'",
+    ]
+    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-n", 100, "--eval-freq", 50, "-f", folder, *params)
+    assert result.code == 0, result.output
+    assert "Stacking 4 frames" in result.output
+    assert (folder / f"rainbow/{ATARI}_1/best_model.zip").is_file()
+    assert "AtariVecEnv" in (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
+
+
 def test_training_can_be_continued_with_its_replay_buffer(install):
     folder = install.folder / "continued"
     common = ["--algo", "rainbow", "--env", "CartPole-v1", "-n", 300, "--eval-freq", 200, "-f", folder, "--save-replay-buffer"]

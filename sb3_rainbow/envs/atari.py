@@ -1,0 +1,412 @@
+"""Atari games in ALE's own threads, for SB3."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+from ale_py.env import AtariEnv
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from stable_baselines3.common.atari_wrappers import (
+    AtariWrapper,
+    ClipRewardEnv,
+    EpisodicLifeEnv,
+    FireResetEnv,
+    MaxAndSkipEnv,
+    NoopResetEnv,
+    WarpFrame,
+)
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from sb3_rainbow.arguments import check_integer
+
+#: After so many steps a game's next start is seeded anew: it takes ALE 0.2 s, but what went before need not be played again
+#: when a checkpoint is loaded
+RESEED = 10_000
+NEW_GAME = -1
+#: What ``AtariGame`` does in the place of SB3's and Gymnasium's wrappers
+_KNOWN = (
+    AtariWrapper,
+    ClipRewardEnv,
+    WarpFrame,
+    FireResetEnv,
+    EpisodicLifeEnv,
+    MaxAndSkipEnv,
+    NoopResetEnv,
+    Monitor,
+    TimeLimit,
+    OrderEnforcing,
+    PassiveEnvChecker,
+)
+#: ``_ACTIONS[i]`` is what ALE takes for the i-th action, as arrays are made slowly
+_ACTIONS = np.arange(18)[:, None]
+_FULL_STRENGTH = np.ones(1, np.float32)
+#: What is in a checkpoint, beside the emulators
+_STATE = ("_begun", "_over", "_lives", "_score", "_frames_before", "_episode")
+
+
+class Emulator:
+    """
+    ALE in a thread of its own. It shows no state; what a checkpoint holds is the seed of a start and all moves since then.
+
+    :param settings: of ALE's vector environment
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._env = AtariVectorEnv(**settings, num_envs=1, num_threads=1)
+        self._ale = self._env.ale
+        self._pending = False
+        #: ``[height, width]`` uint8: first frame of the game
+        self.first = np.zeros(0, np.uint8)
+        self.seed(np.random.default_rng())
+
+    def seed(self, generator: np.random.Generator) -> None:
+        """
+        :param generator: of the seeds of all starts from now on
+        """
+        self._generator = generator
+        self._start_seed = -1
+        self._moves: list[int] = []
+
+    def start(self) -> None:
+        """Begin a game. Takes some milliseconds, and ``RESEED`` tells when much longer."""
+        if self._start_seed < 0 or len(self._moves) >= RESEED:
+            self._start_seed = int(self._generator.integers(2**31 - 1))
+            self._moves = []
+            self._reset(self._start_seed)
+        else:
+            self._moves.append(NEW_GAME)
+            self._reset(None)
+
+    def _reset(self, seed: int | None) -> None:
+        if self._pending:  # a step was interrupted
+            self.receive()
+        frames, infos = self._env.reset(seed=seed)
+        self.first, self.lives = frames[0, 0], infos["lives"].item()
+
+    def send(self, move: int) -> None:
+        """
+        Start a step.
+
+        :param move: repeated in every frame of it
+        """
+        self._moves.append(move)
+        # Not AtariVectorEnv.send, which costs three times as much
+        self._ale.send(_ACTIONS[move], _FULL_STRENGTH)
+        self._pending = True
+
+    def receive(self) -> tuple[Any, ...]:
+        """:return: frames ``[1, 1, height, width]``, rewards, terminations, truncations and infos of the step, ``[1]`` each"""
+        result = self._ale.recv()
+        self._pending = False
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """:return: for a checkpoint"""
+        return {"generator": self._generator, "start_seed": self._start_seed, "moves": np.array(self._moves, np.int8)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Play to where another emulator was.
+
+        :param state: what its ``state_dict()`` returned
+        """
+        self.seed(state["generator"])
+        if state["start_seed"] >= 0:
+            self._start_seed = state["start_seed"]
+            self._reset(self._start_seed)
+            for move in state["moves"].tolist():
+                if move == NEW_GAME:
+                    self.start()
+                else:
+                    self.send(move)
+                    self.receive()
+
+
+class AtariGame:
+    """
+    One game, with the meaning of SB3's ``AtariWrapper`` around ``Monitor``. After ``send`` it plays, and ``receive`` waits for
+    the end of the step. It has two emulators: while one plays, the other one's next game is begun.
+
+    :param env: the game as ``make_atari_env`` makes it: its wrappers say what is to be done, and ``Monitor`` takes the scores
+    :param pool: begins games
+    :raises ValueError: if a wrapper or a setting is not one of those that are known; it names it
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], pool: ThreadPoolExecutor) -> None:
+        wrappers = {}
+        inner = env
+        while isinstance(inner, gym.Wrapper):
+            wrappers[type(inner)] = inner
+            inner = inner.env
+        unknown = [kind.__name__ for kind in wrappers if kind not in _KNOWN]
+        if unknown or not isinstance(inner, AtariEnv):
+            raise ValueError(f"env={env}: must be an Atari game in no other wrappers than AtariWrapper and Monitor")
+        if WarpFrame not in wrappers or (inner._frameskip, inner.continuous, inner.sound_obs) != (1, False, False):
+            raise ValueError(f"env={env}: must be a game without frame skip in SB3's AtariWrapper, as PongNoFrameskip-v4")
+        self._monitor: Monitor[Any, Any] | None = wrappers.get(Monitor)  # type: ignore[assignment]
+        self._ends_with_life = EpisodicLifeEnv in wrappers
+        self._fires = FireResetEnv in wrappers
+        self._clips = ClipRewardEnv in wrappers
+        self._pool = pool
+        settings = _settings(inner, wrappers)
+        #: The one that plays, and the one that waits
+        self._emulators = [Emulator(settings), Emulator(settings)]
+        self._starting: Future[None] | None = None
+        self.seed(None)
+
+    def seed(self, seed: int | None) -> None:
+        """
+        :param seed: of the next game, and of all after it
+        """
+        self._wait()
+        for emulator, sequence in zip(self._emulators, np.random.SeedSequence(seed).spawn(2), strict=True):
+            emulator.seed(np.random.default_rng(sequence))
+        self._begun = False
+        self._over = True
+        self._lives = 0
+        self._score = 0.0
+        self._frames_before = 0
+        self._episode: dict[str, Any] = {}
+
+    def reset(self) -> np.ndarray:
+        """
+        Start a game, or go on with one of which a life was lost: SB3's ``FireResetEnv`` around ``EpisodicLifeEnv``.
+
+        :return: ``[height, width]`` uint8
+        """
+        frame = self._next_life()
+        for move in (1, 2) if self._fires else ():
+            frame, _, terminated, truncated, _ = self.step(move)
+            if terminated or truncated:
+                self._next_life()
+        return frame
+
+    def step(self, move: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        :param move: repeated in every frame of the step
+        :return: ``[height, width]`` uint8, reward, terminated, truncated, info
+        """
+        self.send(move)
+        return self.receive()
+
+    def send(self, move: int) -> None:
+        """
+        Start a step.
+
+        :param move: repeated in every frame of it
+        """
+        self._emulators[0].send(move)
+
+    def receive(self) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        Wait for the end of the step.
+
+        :return: ``[height, width]`` uint8, reward, terminated, truncated, info
+        """
+        frames, rewards, terminations, truncations, infos = self._emulators[0].receive()
+        reward, terminated, truncated = rewards.item(), terminations.item(), truncations.item()
+        n_frames = infos["episode_frame_number"].item()
+        info: dict[str, Any] = {"lives": infos["lives"].item(), "episode_frame_number": n_frames}
+        info["frame_number"] = self._frames_before + n_frames
+        self._score += reward
+        self._over = terminated or truncated
+        if self._over:
+            self._episode = self._finish(n_frames)
+            self._frames_before += n_frames
+        if self._episode:
+            info["episode"], self._episode = self._episode, {}
+        lives, self._lives = self._lives, info["lives"]
+        if self._ends_with_life and 0 < self._lives < lives:
+            terminated = True
+        if self._clips:
+            reward = (reward > 0) - (reward < 0)
+        return frames[0, 0], float(reward), terminated, truncated, info
+
+    def _next_life(self) -> np.ndarray:
+        if not self._over and self._ends_with_life:
+            frame, _, _, _, info = self.step(0)
+            if not self._over:
+                return frame
+            self._episode = info.get("episode", {})  # for the next step: nobody sees the infos of a reset
+        if self._begun:
+            self._wait()
+            self._emulators.reverse()
+        else:
+            self._emulators[0].start()
+            self._begun = True
+        self._starting = self._pool.submit(self._emulators[1].start)
+        self._lives, self._over, self._score = self._emulators[0].lives, False, 0.0
+        return self._emulators[0].first
+
+    def _wait(self) -> None:
+        """Until the waiting emulator has begun its game."""
+        if self._starting is not None:
+            self._starting.result()
+            self._starting = None
+
+    def _finish(self, n_frames: int) -> dict[str, Any]:
+        """What ``Monitor`` does at the end of a game."""
+        monitor = self._monitor
+        if monitor is None:
+            return {}
+        seconds = time.time() - monitor.t_start
+        episode = {"r": round(self._score, 6), "l": n_frames, "t": round(seconds, 6)}
+        monitor.episode_returns.append(self._score)
+        monitor.episode_lengths.append(n_frames)
+        monitor.episode_times.append(seconds)
+        monitor.total_steps += n_frames
+        if monitor.results_writer:
+            monitor.results_writer.write_row(episode)
+        return episode
+
+    def state_dict(self) -> dict[str, Any]:
+        """:return: for a checkpoint"""
+        self._wait()
+        state = {name: getattr(self, name) for name in _STATE}
+        return state | {"emulators": [emulator.state_dict() for emulator in self._emulators]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Play to where another game was.
+
+        :param state: what its ``state_dict()`` returned
+        """
+        self._wait()
+        for emulator, played in zip(self._emulators, state["emulators"], strict=True):
+            emulator.load_state_dict(played)
+        for name in _STATE:
+            setattr(self, name, state[name])
+
+
+def _settings(game: AtariEnv, wrappers: dict[type, Any]) -> dict[str, Any]:
+    """Settings of ALE's vector environment that have the meaning of some wrappers."""
+    ale, limit, warp = game.ale, wrappers.get(TimeLimit), wrappers[WarpFrame]
+    most_frames = [ale.getInt("max_num_frames_per_episode"), limit._max_episode_steps if limit else 0]
+    return {
+        "game": game._game,
+        "max_num_frames_per_episode": min([frames for frames in most_frames if frames > 0], default=2**31 - 1),
+        "repeat_action_probability": ale.getFloat("repeat_action_probability"),
+        "full_action_space": len(game._action_set) == len(ale.getLegalActionSet()),
+        "img_height": warp.height,
+        "img_width": warp.width,
+        "stack_num": 1,
+        "frameskip": wrappers[MaxAndSkipEnv]._skip if MaxAndSkipEnv in wrappers else 1,
+        "noop_max": wrappers[NoopResetEnv].noop_max if NoopResetEnv in wrappers else 0,
+        "reward_clipping": False,
+        "use_fire_reset": False,
+    }
+
+
+class AtariVecEnv(DummyVecEnv):
+    """
+    Atari games in SB3's ``AtariWrapper``, played by ALE's vector environment: in C++, each game in a thread of its own. ::
+
+        make_atari_env("PongNoFrameskip-v4", 8, vec_env_cls=AtariVecEnv, vec_env_kwargs={"n_stack": 4})
+
+    All that ``AtariWrapper`` and ``Monitor`` do is done: no-ops and FIRE at the start, the maximum of two frames, a life lost
+    ends the episode and the game goes on, rewards are clipped, infos tell scores and ends of whole games. With ``n_stack`` the
+    observations are those of SB3's ``VecFrameStack`` and ``VecTransposeImage``.
+
+    Departures: ALE takes the maximum of grey frames, SB3 that of colours: Breakout and Space Invaders look the same, in other
+    games a few pixels differ (docs/atari.md). It makes 0 to ``noop_max - 1`` no-ops, SB3 1 to ``noop_max``. ``get_attr`` and
+    ``env_method`` reach the environments that the games were made from, whose own emulators stand still.
+
+    In RL Zoo's YAML, ``vec_env_wrapper: sb3_rainbow.envs.AtariVecEnv`` takes the place of its ``DummyVecEnv``.
+
+    :param env_fns: make the games, as ``make_atari_env`` gives them; or a ``DummyVecEnv`` of such games
+    :param n_stack: frames of an observation, which is then ``[n_stack, height, width]``; 1 leaves it at ``[height, width, 1]``
+    :raises ValueError: if an environment is no Atari game in ``AtariWrapper``
+    """
+
+    def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]] | DummyVecEnv, n_stack: int = 1) -> None:
+        check_integer("n_stack", n_stack, 1)
+        gym.register_envs(ale_py)
+        if isinstance(env_fns, DummyVecEnv):
+            super().__init__([lambda env=env: env for env in env_fns.envs])  # type: ignore[misc]
+            self._seeds = env_fns._seeds
+        else:
+            check_integer("n_envs", len(env_fns), 1)
+            super().__init__(env_fns)
+        self._pool = ThreadPoolExecutor(thread_name_prefix="AtariVecEnv")
+        self.games = [AtariGame(env, self._pool) for env in self.envs]
+        self.n_stack = n_stack
+        height, width = self.observation_space.shape[:2]  # type: ignore[index]
+        if n_stack > 1:
+            self.observation_space = spaces.Box(0, 255, (n_stack, height, width), np.uint8)
+        self._stacks = np.zeros((self.num_envs, n_stack, height, width), np.uint8)
+
+    def reset(self) -> np.ndarray:
+        """:return: ``[n_envs, *obs_shape]`` uint8: first observations"""
+        for game, seed in zip(self.games, self._seeds, strict=True):
+            if seed is not None:
+                game.seed(seed)
+        self._reset_seeds()
+        self._reset_options()
+        frames = np.stack([game.reset() for game in self.games])
+        self.reset_infos = [{} for _ in self.games]
+        return self._push(np.zeros_like(self._stacks), frames)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Start a step of every game.
+
+        :param actions: ``[n_envs]`` int
+        """
+        for game, action in zip(self.games, np.asarray(actions).tolist(), strict=True):
+            game.send(action)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """:return: observations ``[n_envs, *obs_shape]`` uint8, rewards ``[n_envs]`` float32, dones ``[n_envs]``, and infos"""
+        stacks = self._stacks.copy()
+        frames = np.empty((self.num_envs, *stacks.shape[2:]), np.uint8)
+        rewards, dones, infos = np.empty(self.num_envs, np.float32), np.empty(self.num_envs, bool), []
+        starts: dict[int, Future[np.ndarray]] = {}
+        for i, game in enumerate(self.games):
+            frames[i], rewards[i], terminated, truncated, info = game.receive()
+            dones[i] = terminated or truncated
+            info["TimeLimit.truncated"] = truncated and not terminated
+            infos.append(info)
+            if dones[i]:
+                last = np.concatenate((stacks[i, 1:], frames[i, None]))
+                info["terminal_observation"] = last if self.n_stack > 1 else last[0, :, :, None]
+                stacks[i] = 0
+                starts[i] = self._pool.submit(game.reset)  # while the others play
+        for i, start in starts.items():
+            frames[i] = start.result()
+            self.reset_infos[i] = {}
+        return self._push(stacks, frames), rewards, dones, infos
+
+    def _push(self, stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        """Stacks with new frames: a new array at every step, as the one before belongs to the caller."""
+        self._stacks = np.concatenate((stacks[:, 1:], frames[:, None]), axis=1)
+        return self._stacks if self.n_stack > 1 else self._stacks[:, 0, :, :, None]
+
+    def close(self) -> None:
+        """End the games."""
+        self._pool.shutdown()
+        super().close()
+
+    def get_images(self) -> list[np.ndarray | None]:
+        """:return: the newest frame of every game, ``[height, width, 3]`` uint8"""
+        return [np.repeat(stack[-1, :, :, None], 3, axis=2) for stack in self._stacks]
+
+    def state_dict(self) -> dict[str, Any]:
+        """:return: state of all games, for a checkpoint"""
+        return {"games": [game.state_dict() for game in self.games], "stacks": self._stacks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Play all games to where they were: up to some ten thousand steps each.
+
+        :param state: what ``state_dict()`` returned, for as many games
+        """
+        list(self._pool.map(AtariGame.load_state_dict, self.games, state["games"]))
+        self._stacks = state["stacks"].copy()

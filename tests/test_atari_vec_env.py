@@ -1,0 +1,171 @@
+"""AtariVecEnv does what SB3's AtariWrapper, Monitor, VecFrameStack and VecTransposeImage do, and can be resumed."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from resumable_training import fingerprint
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecTransposeImage
+
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load
+from sb3_rainbow.envs import AtariVecEnv, atari
+
+BREAKOUT = "BreakoutNoFrameskip-v4"
+
+
+def make(n_envs=2, seed=3, n_stack=4, game=BREAKOUT, **arguments):
+    stack = {"n_stack": n_stack}
+    return make_atari_env(game, n_envs, seed=seed, vec_env_cls=AtariVecEnv, vec_env_kwargs=stack, **arguments)
+
+
+def play(env, steps, seed=0):
+    """Everything that random play gives."""
+    rng = np.random.default_rng(seed)
+    env.action_space.seed(seed)
+    yield env.reset(), None, None, None
+    for _ in range(steps):
+        yield env.step(rng.integers(env.action_space.n, size=env.num_envs))
+
+
+def assert_same(theirs, ours):
+    for x, y in zip(theirs[:3], ours[:3], strict=True):
+        np.testing.assert_array_equal(x, y)
+        assert (x is None and y is None) or x.dtype == y.dtype
+    for x, y in zip(theirs[3] or [], ours[3] or [], strict=True):
+        assert x.keys() == y.keys()
+        game_over = "episode" in x
+        if game_over:
+            assert (x["episode"]["r"], x["episode"]["l"]) == (y["episode"]["r"], y["episode"]["l"])
+        if "terminal_observation" in x:
+            # SB3 takes the maximum of older frames if the game ends within a skip; what follows has no value then
+            last = x["terminal_observation"].shape[0] - (1 if game_over else 0)
+            np.testing.assert_array_equal(x["terminal_observation"][:last], y["terminal_observation"][:last])
+        for name in x.keys() - {"episode", "terminal_observation"}:
+            assert x[name] == y[name], name
+
+
+@pytest.mark.parametrize(
+    ("game", "wrapper_kwargs"),
+    [
+        ("Breakout", {}),  # FIRE, five lives
+        ("SpaceInvaders", {}),  # no need to fire after a life
+        ("Breakout", {"terminal_on_life_loss": False, "clip_reward": False}),
+        ("Breakout", {"frame_skip": 3, "screen_size": 64}),
+    ],
+)
+def test_it_gives_what_sb3s_wrappers_give(game, wrapper_kwargs):
+    # Without no-ops: their number is drawn from another generator
+    arguments = {"game": f"{game}NoFrameskip-v4", "wrapper_kwargs": {"noop_max": 0} | wrapper_kwargs}
+    plain = {"env_id": arguments["game"], "n_envs": 2, "seed": 3, "wrapper_kwargs": arguments["wrapper_kwargs"]}
+    theirs, ours = VecTransposeImage(VecFrameStack(make_atari_env(**plain), 4)), make(**arguments)
+    single = VecTransposeImage(VecFrameStack(make(n_stack=1, **arguments), 4))
+    assert theirs.observation_space == ours.observation_space == single.observation_space
+    ends = 0
+    for expected, got, stacked_by_sb3 in zip(play(theirs, 450), play(ours, 450), play(single, 450), strict=True):
+        assert_same(expected, got)
+        assert_same(expected, stacked_by_sb3)
+        ends += sum("episode" in info for info in expected[3] or [])
+    assert ends > 0
+    for env in (theirs, ours, single):
+        env.close()
+
+
+def test_a_game_starts_with_0_to_29_no_ops_and_fire_and_a_step():
+    env = make(1)
+    lengths = []
+    for seed in range(20):
+        env.seed(seed)
+        env.reset()
+        lengths.append(env.step([0])[3][0]["episode_frame_number"] - 3 * 4)
+    assert min(lengths) >= 0
+    assert max(lengths) <= 29
+    assert len(set(lengths)) > 8
+    env.close()
+
+
+def test_the_seed_decides_everything():
+    first, same, other = (list(play(make(seed=seed), 150)) for seed in (3, 3, 4))
+    for x, y in zip(first, same, strict=True):
+        assert_same(x, y)
+    assert any((x[0] != y[0]).any() for x, y in zip(first, other, strict=True))
+
+
+def test_sticky_actions_are_ales():
+    sticky = make(env_kwargs={"repeat_action_probability": 0.25})
+    differ = [(x[0] != y[0]).any() for x, y in zip(play(make(), 60), play(sticky, 60), strict=True)]
+    assert any(differ)
+
+
+def test_a_game_is_truncated_at_its_most_frames():
+    whole_games = {"noop_max": 0, "terminal_on_life_loss": False}
+    env = make(1, env_kwargs={"max_num_frames_per_episode": 200}, wrapper_kwargs=whole_games)
+    env.reset()
+    for _ in range(100):
+        _, _, dones, infos = env.step([0])
+        if dones[0]:
+            break
+    assert infos[0]["TimeLimit.truncated"]
+    assert infos[0]["episode"]["l"] == 200
+    env.close()
+
+
+def test_monitors_write_whole_games(tmp_path):
+    env = make(2, monitor_dir=str(tmp_path))
+    scores = [info["episode"]["r"] for step in play(env, 500) for info in step[3] or [] if "episode" in info]
+    env.close()
+    written = load_results(str(tmp_path))
+    assert len(scores) > 1
+    assert sorted(written["r"]) == sorted(scores)
+    assert (written["l"] > 200).all()
+
+
+def test_it_takes_the_place_of_a_dummy_vec_env():
+    ours, taken = make(n_stack=1), AtariVecEnv(make_atari_env(BREAKOUT, 2, seed=3))
+    for x, y in zip(play(ours, 30), play(taken, 30), strict=True):
+        assert_same(x, y)
+    assert taken.env_is_wrapped(AtariWrapper) == taken.env_is_wrapped(Monitor) == [True, True]
+    assert taken.get_attr("spec")[1].id == BREAKOUT
+    assert taken.get_images()[1].shape == (84, 84, 3)
+
+
+# 20: the start of a checkpoint's moves is sown anew several times
+@pytest.mark.parametrize("reseed", [20, 10_000])
+def test_a_training_is_resumed_exactly(tmp_path, monkeypatch, reseed):
+    monkeypatch.setattr(atari, "RESEED", reseed)
+    settings = {"buffer_size": 300, "learning_starts": 40, "train_freq": 8, "batch_size": 8, "seed": 1}
+    whole = RainbowDQN("CnnPolicy", make(), **settings)
+    whole.learn(480, callback=ResumableCheckpointCallback(200, tmp_path, keep=9))
+    env = make(seed=77)
+    env.reset()
+    resumed = load(sorted(tmp_path.iterdir())[0], env)
+    assert resumed.num_timesteps < 300
+    resumed.learn(480 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert fingerprint(resumed) == fingerprint(whole)
+
+
+def test_an_interrupted_step_does_no_harm():
+    env = make()
+    env.reset()
+    env.step_async(np.zeros(2, int))
+    env.seed(3)
+    for x, y in zip(play(env, 30), play(make(), 30), strict=True):
+        assert_same(x, y)
+
+
+def test_what_it_cannot_play_is_refused():
+    with pytest.raises(ValueError, match="CartPole.*must be an Atari game"):
+        make_vec_env("CartPole-v1", vec_env_cls=AtariVecEnv)
+    with pytest.raises(ValueError, match="without frame skip"):
+        make(game="ALE/Breakout-v5")
+    with pytest.raises(ValueError, match="without frame skip"):
+        make_vec_env(BREAKOUT, vec_env_cls=AtariVecEnv)
+    with pytest.raises(ValueError, match="no other wrappers"):
+        make_vec_env(BREAKOUT, wrapper_class=gym.wrappers.GrayscaleObservation, vec_env_cls=AtariVecEnv)
+    with pytest.raises(ValueError, match="n_stack=0"):
+        make(n_stack=0)
+    with pytest.raises(ValueError, match="n_envs=0"):
+        AtariVecEnv([])
+    assert isinstance(make(), DummyVecEnv)
