@@ -86,10 +86,10 @@ class NoisyLinear(nn.Module):
             if len(x) < MATERIALISE_FROM and not th.is_grad_enabled():
                 # f(e_j) (sigma (f(e_i) x)): acting on few observations, forming the weights would cost more than all the rest
                 return F.linear(x, self.weight_mu, bias) + bias_noise * F.linear(x * weight_noise, self.weight_sigma)
-            # One large temporary, and nothing large is kept for the gradient
-            weight = (self.weight_sigma * weight_noise).mul_(bias_noise[:, None]).add_(self.weight_mu)
+            # Two passes over the memory, and nothing large is kept for the gradient
+            weight = th.addcmul(self.weight_mu, self.weight_sigma * weight_noise, bias_noise[:, None])
         else:
-            weight = (self.weight_sigma * weight_noise).add_(self.weight_mu)
+            weight = th.addcmul(self.weight_mu, self.weight_sigma, weight_noise)
         return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:

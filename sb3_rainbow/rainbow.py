@@ -88,6 +88,10 @@ class RainbowDQN(DQN):
     :param alpha: priority exponent, in [0, 1]
     :param beta0: initial exponent of the importance weights, in [0, 1]; it grows to 1 over the training
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
+    :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
+        parameters, targets and losses stay float32. None for float32 alone
+    :param compile: compile the networks by ``torch.compile``: a minute at the start, then updates are faster. On CUDA they are
+        captured as CUDA graphs. Needs a C++ compiler
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: if an argument is out of range; it names the argument and the value
     """
@@ -136,6 +140,8 @@ class RainbowDQN(DQN):
         alpha: float = 0.5,
         beta0: float = 0.4,
         storage_device: str = "cpu",
+        amp: str | None = None,
+        compile: bool = False,
         _init_setup_model: bool = True,
     ) -> None:
         _check_arguments(locals())
@@ -175,6 +181,8 @@ class RainbowDQN(DQN):
         self.alpha = alpha
         self.beta0 = beta0
         self.storage_device = storage_device
+        self.amp = amp
+        self.compile = compile
         if _init_setup_model:
             self._setup_model()
 
@@ -198,7 +206,11 @@ class RainbowDQN(DQN):
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, PrioritizedNStepReplayBuffer):
             self.replay_buffer_kwargs = self._parts_of_replay() | self.replay_buffer_kwargs
         self.n_steps = 1
+        _keep_freed_memory()
         super()._setup_model()
+        if self.compile:
+            for q_net in (self.q_net, self.q_net_target):
+                q_net.compile(mode="reduce-overhead" if self.device.type == "cuda" else None)
         self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = given
         self.sigma0 = self.policy.sigma0
 
@@ -292,17 +304,19 @@ class RainbowDQN(DQN):
         discounts = getattr(replay_data, "discounts", None)
         discounts = self.gamma if discounts is None else discounts
         with th.no_grad():
-            choosing = self._noisy_q_values(self.q_net, replay_data.next_observations) if self.double_q else None
+            choosing = None
+            if self.double_q:
+                choosing = self._noisy_q_values(self.q_net, replay_data.next_observations, relative=True)
             next_q_values = self._noisy_q_values(self.q_net_target, replay_data.next_observations)
             next_values = losses.next_state_values(next_q_values, choosing)
             targets = losses.td_target(replay_data.rewards, replay_data.dones, discounts, next_values)
         q_values = self._noisy_q_values(self.q_net, replay_data.observations)
         return targets - q_values.gather(1, replay_data.actions.long())
 
-    @staticmethod
-    def _noisy_q_values(q_net: NoisyQNetwork, observations: Any) -> th.Tensor:
+    def _noisy_q_values(self, q_net: NoisyQNetwork, observations: Any, relative: bool = False) -> th.Tensor:
         q_net.reset_noise()
-        return q_net(observations, deterministic=False)
+        with th.autocast(self.device.type, th.bfloat16, enabled=self.amp == "bf16"):
+            return q_net(observations, deterministic=False, relative=relative).float()
 
     def predict(
         self,
@@ -423,11 +437,20 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         check_number(name, arguments[name], 0, 1)
     check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
     check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
-    for name in ("double_q", "dueling", "prioritized"):
+    for name in ("double_q", "dueling", "prioritized", "compile"):
         check_choice(name, arguments[name], (True, False))
     check_choice("noisy", arguments["noisy"], NOISY)
+    check_choice("amp", arguments["amp"], (None, "bf16"))
     if arguments["sigma0"] is not None:
         check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
+
+
+def _keep_freed_memory() -> None:
+    """
+    Updates free tens of megabytes and take them again. glibc would give them back to the system each time, and fetch them
+    page by page, a tenth of an update's time. It keeps twice the size of the largest block that was ever freed: 64 MB now.
+    """
+    th.empty(2**25 - 2**16, dtype=th.uint8)
 
 
 def _name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:
