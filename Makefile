@@ -9,7 +9,7 @@ SUITE ?= classic
 LOGS ?= logs
 BIN := .venv/bin
 
-.PHONY: train test pytest test-slow soak bench-replay bench-learning type lint format check-codestyle commit-checks clean
+.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-gpu bench-smoke bench-learning type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
@@ -31,6 +31,23 @@ soak: .venv/ready
 
 bench-replay: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_replay.py
+
+# Peers of the benchmarks need an environment of their own, see CONTRIBUTING.md; those that are not installed are left out
+bench-training: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_training.py
+
+bench-update: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_update.py
+
+bench-atari: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_atari.py
+
+bench-gpu: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_gpu.py
+
+# Has a change made training slow? Two minutes
+bench-smoke: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_training.py --smoke
 
 bench-learning: .venv/ready
 	$(BIN)/python benchmarks/learning/run.py $(SUITE)

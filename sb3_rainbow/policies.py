@@ -174,7 +174,8 @@ class NoisyQNetwork(QNetwork):
         """
         if not deterministic:
             self.reset_noise()
-        return self(observation, deterministic, relative=True).argmax(dim=1)
+        # By name: a call would go to the compiled form, if there is one, and that is for the batches of updates alone
+        return self.forward(observation, deterministic, relative=True).argmax(dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | {"noisy": self.noisy, "sigma0": self.sigma0}

@@ -44,6 +44,9 @@ from sb3_rainbow import RainbowDQN
         ("dueling", "yes"),
         ("double_q", 1),
         ("prioritized", None),
+        ("amp", "fp16"),
+        ("amp", True),
+        ("compile", "yes"),
     ],
 )
 def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argument, value, monkeypatch):

@@ -316,7 +316,7 @@ class AtariVecEnv(DummyVecEnv):
     observations are those of SB3's ``VecFrameStack`` and ``VecTransposeImage``.
 
     Departures: ALE takes the maximum of grey frames, SB3 that of colours: Breakout and Space Invaders look the same, in other
-    games a few pixels differ (docs/atari.md). It makes 0 to ``noop_max - 1`` no-ops, SB3 1 to ``noop_max``. ``get_attr`` and
+    games a few pixels differ (docs/speed.md). It makes 0 to ``noop_max - 1`` no-ops, SB3 1 to ``noop_max``. ``get_attr`` and
     ``env_method`` reach the environments that the games were made from, whose own emulators stand still.
 
     In RL Zoo's YAML, ``vec_env_wrapper: sb3_rainbow.envs.AtariVecEnv`` takes the place of its ``DummyVecEnv``.

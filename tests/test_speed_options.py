@@ -1,0 +1,96 @@
+"""What makes updates fast changes nothing else: bfloat16 within its rounding, compiled networks, the value left out."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.logger import configure
+
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.policies import NatureConvolutions
+
+
+def filled(policy: str = "CnnPolicy", **arguments) -> RainbowDQN:
+    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
+    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 1e-3}
+    return RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
+
+
+def test_bfloat16_is_equal_within_its_rounding():
+    exact, rounded = filled(), filled(amp="bf16")
+    batch = exact.replay_buffer.sample(32)
+    errors = []
+    for model in (exact, rounded):
+        model.policy.load_state_dict(exact.policy.state_dict())
+        th.manual_seed(3)
+        errors.append(model.td_errors(batch))
+        assert errors[-1].dtype == th.float32
+    assert not th.equal(*errors), "nothing was rounded"
+    scale = float(exact.q_net(batch.observations).detach().abs().max())
+    th.testing.assert_close(errors[1], errors[0], rtol=0, atol=2**-6 * scale)
+    errors[1].sum().backward()
+    assert all(p.dtype == p.grad.dtype == th.float32 for p in rounded.q_net.parameters())
+
+
+def test_bfloat16_learns_the_same():
+    exact, rounded = filled(), filled(amp="bf16")
+    rounded.policy.load_state_dict(exact.policy.state_dict())
+    losses = []
+    for model in (exact, rounded):
+        model.set_logger(configure(None, []))
+        model.train(100, 32)
+        losses.append(model.logger.name_to_value["train/loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+@pytest.mark.parametrize("noisy", ["factorised", False])
+def test_the_action_is_that_of_the_greatest_q_value_though_the_value_is_left_out(noisy):
+    model = filled(noisy=noisy)
+    obs = model.replay_buffer.sample(64).observations
+    with th.no_grad():
+        for deterministic in (True, False):
+            q_values, relative = (model.q_net(obs, deterministic, relative) for relative in (False, True))
+            assert not th.equal(q_values, relative)
+            differences = q_values - relative
+            th.testing.assert_close(differences, differences[:, :1].expand_as(differences), rtol=0, atol=1e-5)
+    actions, _ = model.predict(obs.numpy(), deterministic=True)
+    assert (actions == model.q_net(obs).argmax(1).numpy()).all()
+
+
+def test_without_dueling_relative_values_are_q_values():
+    q_net = filled("MlpPolicy", dueling=False).q_net
+    obs = th.randn(5, 4)
+    assert th.equal(q_net(obs, relative=True), q_net(obs))
+
+
+def test_the_order_of_memory_changes_no_feature():
+    space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    convolutions = NatureConvolutions(space)
+    images = th.rand(3, 4, 84, 84)
+    assert convolutions.cnn[0].weight.is_contiguous(memory_format=th.channels_last)
+    features = convolutions(images)
+    convolutions.to(memory_format=th.contiguous_format)
+    th.testing.assert_close(convolutions.cnn(images), features, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_compiled_networks_learn_act_and_are_saved_as_others(tmp_path):
+    plain, compiled = filled("MlpPolicy"), filled("MlpPolicy", compile=True)
+    compiled.policy.load_state_dict(plain.policy.state_dict())
+    batch = plain.replay_buffer.sample(32)
+    errors = []
+    for model in (plain, compiled):
+        th.manual_seed(3)
+        errors.append(model.td_errors(batch))
+    th.testing.assert_close(errors[1], errors[0], rtol=1e-4, atol=1e-5)
+    compiled.train(2, 32)
+    obs = np.ones((3, 4), np.float32)
+    compiled.save(tmp_path / "model")
+    loaded = RainbowDQN.load(tmp_path / "model")
+    assert loaded.compile
+    assert (loaded.predict(obs, deterministic=True)[0] == compiled.predict(obs, deterministic=True)[0]).all()
+    assert compiled.policy.state_dict().keys() == plain.policy.state_dict().keys()
