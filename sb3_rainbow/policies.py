@@ -34,14 +34,14 @@ class NatureConvolutions(NatureCNN):
         super().__init__(observation_space, normalized_image=normalized_image)
         self._features_dim = int(self.linear[0].in_features)  # type: ignore[arg-type]
         del self.linear
-        # The order in which the gradient of the first layer costs a quarter
-        self.cnn = self.cnn.to(memory_format=th.channels_last)  # type: ignore[call-overload]
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: ``[batch, channels, height, width]``
         :return: ``[batch, features_dim]``
         """
+        # The order in which the gradient of the first layer costs a quarter. Parameters stay in their own: optimisers and
+        # checkpoints take them as they lie
         return self.cnn(observations.contiguous(memory_format=th.channels_last))
 
 

@@ -23,6 +23,7 @@ from stable_baselines3.dqn.dqn import DQN
 from sb3_rainbow import losses
 from sb3_rainbow.arguments import check_choice, check_integer, check_number
 from sb3_rainbow.policies import NOISY, CnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
+from sb3_rainbow.replay.arrays import keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
 
@@ -90,8 +91,8 @@ class RainbowDQN(DQN):
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
         parameters, targets and losses stay float32. None for float32 alone
-    :param compile: compile the networks of an update by ``torch.compile``: up to a minute at the start, a tenth faster then. On
-        CUDA they are captured as CUDA graphs. Needs a C++ compiler
+    :param compile: compile the networks of an update by ``torch.compile``: up to a minute at the start, a tenth faster then.
+        Needs a C++ compiler
     :param _init_setup_model: whether to build the networks at once
     :raises ValueError: if an argument is out of range; it names the argument and the value
     """
@@ -206,11 +207,11 @@ class RainbowDQN(DQN):
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, PrioritizedNStepReplayBuffer):
             self.replay_buffer_kwargs = self._parts_of_replay() | self.replay_buffer_kwargs
         self.n_steps = 1
-        _keep_freed_memory()
+        keep_freed_memory()
         super()._setup_model()
         if self.compile:
             for q_net in (self.q_net, self.q_net_target):
-                q_net.compile(mode="reduce-overhead" if self.device.type == "cuda" else None)
+                q_net.compile()
         self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = given
         self.sigma0 = self.policy.sigma0
 
@@ -443,14 +444,6 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("amp", arguments["amp"], (None, "bf16"))
     if arguments["sigma0"] is not None:
         check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
-
-
-def _keep_freed_memory() -> None:
-    """
-    Updates free tens of megabytes and take them again. glibc would give them back to the system each time, and fetch them
-    page by page, a tenth of an update's time. It keeps twice the size of the largest block that was ever freed: 64 MB now.
-    """
-    th.empty(2**25 - 2**16, dtype=th.uint8)
 
 
 def _name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:

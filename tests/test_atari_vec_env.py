@@ -94,7 +94,10 @@ def test_the_seed_decides_everything():
 
 
 def test_sticky_actions_are_ales():
-    sticky = make(env_kwargs={"repeat_action_probability": 0.25})
+    # With 1, the first action is repeated for ever: a no-op, so that no game begins
+    stuck, sticky = make(env_kwargs={"repeat_action_probability": 1.0}), make(env_kwargs={"repeat_action_probability": 0.25})
+    frames = [step[0][:, -1] for step in play(stuck, 40)]
+    assert all((frame == frames[5]).all() for frame in frames[5:])
     differ = [(x[0] != y[0]).any() for x, y in zip(play(make(), 60), play(sticky, 60), strict=True)]
     assert any(differ)
 
@@ -146,24 +149,82 @@ def test_a_training_is_resumed_exactly(tmp_path, monkeypatch, reseed):
     assert fingerprint(resumed) == fingerprint(whole)
 
 
-def test_an_interrupted_step_does_no_harm():
+@pytest.mark.parametrize("received", [False, True])
+def test_an_interrupted_step_does_no_harm(monkeypatch, received):
     env = make()
     env.reset()
-    env.step_async(np.zeros(2, int))
+    if received:  # Ctrl-C right after ALE has answered
+        game = env.games[0]._emulators[0]
+        monkeypatch.setattr(game, "_ale", Interrupted(game._ale))
+        with pytest.raises(KeyboardInterrupt):
+            env.step([0, 0])
+        monkeypatch.undo()
+    else:
+        env.step_async([0, 0])
+    assert env.reset().shape == (2, 4, 84, 84)
+    # Every answer is that to its own question: frames go on by four
+    counts = [env.step([0, 0])[3][0]["episode_frame_number"] for _ in range(6)]
+    assert counts == list(range(counts[0], counts[0] + 24, 4))
+    assert all(not game._emulators[0]._pending for game in env.games)
     env.seed(3)
     for x, y in zip(play(env, 30), play(make(), 30), strict=True):
         assert_same(x, y)
 
 
+class Interrupted:
+    """ALE, with a Ctrl-C in its next answer."""
+
+    def __init__(self, ale):
+        self._ale = ale
+
+    def __getattr__(self, name):
+        return getattr(self._ale, name)
+
+    def recv(self):
+        self._ale.recv()
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("actions", [[0, 4], [-1, 0], [0], [0, 0, 0]])
+def test_actions_outside_the_space_are_refused_before_anything_is_played(actions):
+    env, other = make(), make()
+    env.reset()
+    other.reset()
+    with pytest.raises(ValueError, match=r"actions=.*must be 2 of Discrete\(4\)"):
+        env.step(actions)
+    assert_same(env.step([0, 0]), other.step([0, 0]))
+
+
+def test_a_checkpoint_of_other_settings_is_refused():
+    env = make()
+    env.reset()
+    with pytest.raises(ValueError, match=r"noop_max=30: must be 5"):
+        env.load_state_dict(make(wrapper_kwargs={"noop_max": 5}).state_dict())
+
+
 def test_what_it_cannot_play_is_refused():
     with pytest.raises(ValueError, match="CartPole.*must be an Atari game"):
         make_vec_env("CartPole-v1", vec_env_cls=AtariVecEnv)
-    with pytest.raises(ValueError, match="without frame skip"):
+    with pytest.raises(ValueError, match="frameskip=4: must be 1"):
         make(game="ALE/Breakout-v5")
-    with pytest.raises(ValueError, match="without frame skip"):
+    with pytest.raises(ValueError, match="must be in SB3's AtariWrapper"):
         make_vec_env(BREAKOUT, vec_env_cls=AtariVecEnv)
-    with pytest.raises(ValueError, match="no other wrappers"):
+    with pytest.raises(ValueError, match="nothing else around"):
         make_vec_env(BREAKOUT, wrapper_class=gym.wrappers.GrayscaleObservation, vec_env_cls=AtariVecEnv)
+    with pytest.raises(ValueError, match="nothing else around"):  # it would count other steps
+        AtariVecEnv([lambda: Monitor(AtariWrapper(gym.make(BREAKOUT)))])
+    with pytest.raises(ValueError, match="repeat_action_probability"):
+        make(wrapper_kwargs={"action_repeat_probability": 0.25})
+    with pytest.raises(ValueError, match="mode=12: must be None"):
+        make(env_kwargs={"mode": 12})
+    dummy = make_atari_env(BREAKOUT, 1)
+    dummy.envs[0].unwrapped.render_mode = "human"  # not an argument, as ALE would open a window
+    with pytest.raises(ValueError, match="render_mode=human"):
+        AtariVecEnv(dummy)
+    with pytest.raises(ValueError, match="monitor_kwargs"):
+        make(monitor_kwargs={"info_keywords": ("lives",)})
+    with pytest.raises(ValueError, match="must be a DummyVecEnv"):
+        AtariVecEnv(VecFrameStack(make(), 4))
     with pytest.raises(ValueError, match="n_stack=0"):
         make(n_stack=0)
     with pytest.raises(ValueError, match="n_envs=0"):

@@ -24,7 +24,7 @@ ARROWS = {
     "noisy": set(),
     "losses": set(),
     "policies": {"noisy"},
-    "rainbow": {"policies", "losses", "replay.buffer"},
+    "rainbow": {"policies", "losses", "replay.arrays", "replay.buffer"},
     "tuning": set(),
     "envs.subproc": {"checkpoint.encoding"},
     "envs.atari": set(),

@@ -70,16 +70,21 @@ def test_the_order_of_memory_changes_no_feature():
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     convolutions = NatureConvolutions(space)
     images = th.rand(3, 4, 84, 84)
-    assert convolutions.cnn[0].weight.is_contiguous(memory_format=th.channels_last)
-    features = convolutions(images)
-    convolutions.to(memory_format=th.contiguous_format)
-    th.testing.assert_close(convolutions.cnn(images), features, rtol=1e-4, atol=1e-5)
+    seen = []
+    convolutions.cnn[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    th.testing.assert_close(convolutions(images), convolutions.cnn(images), rtol=1e-4, atol=1e-5)
+    assert [x.is_contiguous(memory_format=th.channels_last) for x in seen] == [True, False]
+    # Optimisers and checkpoints take parameters and gradients as they lie in memory
+    convolutions(images).sum().backward()
+    assert all(p.is_contiguous() and p.grad.is_contiguous() for p in convolutions.parameters())
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
 def test_compiled_networks_learn_act_and_are_saved_as_others(tmp_path):
     plain, compiled = filled("MlpPolicy"), filled("MlpPolicy", compile=True)
+    assert plain.q_net._compiled_call_impl is None
+    assert compiled.q_net._compiled_call_impl is not None
     compiled.policy.load_state_dict(plain.policy.state_dict())
     batch = plain.replay_buffer.sample(32)
     errors = []
@@ -92,5 +97,6 @@ def test_compiled_networks_learn_act_and_are_saved_as_others(tmp_path):
     compiled.save(tmp_path / "model")
     loaded = RainbowDQN.load(tmp_path / "model")
     assert loaded.compile
+    assert loaded.q_net._compiled_call_impl is not None
     assert (loaded.predict(obs, deterministic=True)[0] == compiled.predict(obs, deterministic=True)[0]).all()
     assert compiled.policy.state_dict().keys() == plain.policy.state_dict().keys()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from bench_replay import machine
-from bench_update import make, measure
+from bench_update import make, updates
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
 
@@ -71,14 +71,19 @@ def main() -> None:
     models = {"SB3 DQN": make(DQN, device=args.device)}
     for name, variant in VARIANTS.items():
         models[name] = make(RainbowDQN, device=args.device, storage_device=args.device, **variant)
-    results = {
+    results: dict[str, Any] = {
         "machine": machine() | {"device": th.cuda.get_device_name() if args.device == "cuda" else args.device},
-        "updates": measure(models, args.rounds, 200 if args.device == "cuda" else 2),
+        "updates": {name: [] for name in models},
         "steps": training(args.device, args.n_envs, 256, args.steps, args.rounds),
     }
-    base = np.array(results["updates"]["SB3 DQN"]["ms"])
+    for i in range(args.rounds + 1):
+        for name, model in models.items():
+            milliseconds = updates(model, 200 if args.device == "cuda" else 2)["ms"]
+            if i:  # the first round warms up
+                results["updates"][name].append(milliseconds)
+    base = np.array(results["updates"]["SB3 DQN"])
     for name in models:
-        ms = np.array(results["updates"][name]["ms"])
+        ms = np.array(results["updates"][name])
         print(f"{name}: {1e3 / np.median(ms):.0f} updates of 32 per second, {np.median(base / ms):.2f} x SB3 DQN's; ", end="")
         print(f"{np.median(results['steps'][name]):.0f} steps per second, {args.n_envs} games, batch 256, one update for each")
     if args.device == "cuda":

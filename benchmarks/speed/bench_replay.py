@@ -71,8 +71,9 @@ def fill(contender: Contender, stream: Stream, n_steps: int) -> None:
     :param stream: with what
     :param n_steps: vector steps
     """
-    for start in range(0, n_steps, 500):
-        for step in stream.take(min(500, n_steps - start)):
+    part = 500 // contender.n_envs
+    for start in range(0, n_steps, part):
+        for step in stream.take(min(part, n_steps - start)):
             contender.add(*step)
 
 

@@ -7,9 +7,6 @@ Agent steps per second of whole training loops, learning active: ours against SB
 import argparse
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch as th
 from bench_replay import machine
-from tqdm import tqdm
 from training_peers import CONTENDERS, PARTS, WARM_UP
+from turns import serve, take_turns
 
 HERE = Path(__file__).parent
 #: Numerator, denominator
@@ -37,9 +34,9 @@ RATIOS = (
 SMOKE = ("sb3-rainbow", "SB3 DQN", "the notebook's loop")
 
 
-def serve(name: str, threads: int) -> None:
+def serve_loop(name: str, threads: int) -> None:
     """
-    Train one contender as told: every line of the input is a number of steps, every line of the output the seconds they took.
+    Train one contender as told.
 
     :param name: of the contender
     :param threads: torch's
@@ -47,86 +44,15 @@ def serve(name: str, threads: int) -> None:
     th.set_num_threads(threads)
     contender = CONTENDERS[name]()
     contender.advance(WARM_UP + 200)
-    contender.seconds = dict.fromkeys(PARTS, 0.0)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        contender.advance(int(line))
-        print(json.dumps({"seconds": time.perf_counter() - start, "split": contender.seconds}), flush=True)
+
+    def work(steps: int) -> dict[str, Any]:
         contender.seconds = dict.fromkeys(PARTS, 0.0)
+        start = time.perf_counter()
+        contender.advance(steps)
+        seconds = time.perf_counter() - start
+        return {"speed": steps / seconds, "split": {part: contender.seconds[part] / seconds for part in PARTS}}
 
-
-class Process:
-    """
-    A contender in a process of its own.
-
-    :param name: of the contender
-    :param threads: torch's
-    """
-
-    def __init__(self, name: str, threads: int) -> None:
-        command = [sys.executable, str(Path(__file__)), "--serve", name, "--threads", str(threads)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        )
-
-    def wait(self) -> str:
-        """:return: empty, or why it did not start"""
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line == "ready\n":
-                return ""
-        return self._process.communicate()[1].strip().splitlines()[-1]
-
-    def advance(self, steps: int) -> dict[str, Any]:
-        """
-        :param steps: agent steps of all environments
-        :return: seconds, and their split
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{steps}\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith('{"seconds"'):
-                return json.loads(line)
-        raise RuntimeError(self._process.communicate()[1])
-
-    def end(self) -> None:
-        """Stop it."""
-        self._process.kill()
-        self._process.communicate()
-
-
-def measure(names: list[str], rounds: int, steps: int, threads: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """
-    :param names: contenders
-    :param rounds: how often each is measured
-    :param steps: agent steps, each time
-    :param threads: torch's
-    :return: for each that started, steps per second by round and shares of its time; for the others, why not
-    """
-    processes, failed = {}, {}
-    for name in tqdm(names, desc="warm up", leave=False):
-        process = Process(name, threads)
-        if reason := process.wait():
-            failed[name] = reason
-        else:
-            processes[name] = process
-    results: dict[str, Any] = {name: {"speed": [], "split": []} for name in processes}
-    for _ in tqdm(range(rounds), desc="rounds", leave=False):
-        for name, process in processes.items():
-            answer = process.advance(steps)
-            results[name]["speed"].append(steps / answer["seconds"])
-            results[name]["split"].append({part: answer["split"][part] / answer["seconds"] for part in PARTS})
-    for process in processes.values():
-        process.end()
-    return results, failed
+    serve(work)
 
 
 def report(results: dict[str, Any]) -> str:
@@ -165,10 +91,14 @@ def main() -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve, args.threads)
+        serve_loop(args.serve, args.threads)
         return
     names, rounds = (list(SMOKE), 5) if args.smoke else (args.contenders, args.rounds)
-    loops, failed = measure(names, rounds, args.steps, args.threads)
+    commands = {name: [__file__, "--serve", name, "--threads", str(args.threads)] for name in names}
+    answers, failed = take_turns(commands, rounds, args.steps, args.threads)
+    loops = {
+        name: {part: [answer[part] for answer in rounds] for part in ("speed", "split")} for name, rounds in answers.items()
+    }
     about = machine()
     about["versions"] |= {
         name: importlib.metadata.version(name) for name in ("stable-baselines3", "sb3-contrib", "ale-py") if name not in failed

@@ -1,5 +1,5 @@
 """
-One update of the network, in turns: ours with its options, a straightforward one, and SB3's DQN.
+One update of the network: ours with its options, a straightforward one, and SB3's DQN, each in a process of its own.
 
 ``python benchmarks/speed/bench_update.py``. Batch 32 of Atari frames, 4 actions, milliseconds per ``train(1)``, one thread.
 """
@@ -23,8 +23,9 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 from torch.nn import functional as F
+from turns import serve, take_turns
 
-from sb3_rainbow import RainbowDQN
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 
 HERE = Path(__file__).parent
 BATCH_SIZE = 32
@@ -130,34 +131,32 @@ def make(algorithm: type[OffPolicyAlgorithm], **arguments: Any) -> Any:
     return model
 
 
-def contenders() -> dict[str, Any]:
-    """:return: by name, what has ``train(gradient_steps, batch_size)``"""
-    models = {"sb3-rainbow": make(RainbowDQN)}
-    models["naive"] = Naive(make(RainbowDQN).replay_buffer)
-    models["SB3 DQN"] = make(DQN)
-    models["sb3-rainbow, amp='bf16'"] = make(RainbowDQN, amp="bf16")
-    models["sb3-rainbow, noisy=False"] = make(RainbowDQN, noisy=False)
-    return models
+#: By name, what has ``train(gradient_steps, batch_size)``
+CONTENDERS: dict[str, Callable[[], Any]] = {
+    "sb3-rainbow": lambda: make(RainbowDQN),
+    "sb3-rainbow, bf16": lambda: make(RainbowDQN, amp="bf16"),
+    "sb3-rainbow, compiled": lambda: make(RainbowDQN, compile=True),
+    "sb3-rainbow, bf16, compiled": lambda: make(RainbowDQN, amp="bf16", compile=True),
+    "sb3-rainbow, without noise": lambda: make(RainbowDQN, noisy=False),
+    "naive": lambda: Naive(make(DQN, replay_buffer_class=PrioritizedNStepReplayBuffer).replay_buffer),
+    "SB3 DQN": lambda: make(DQN),
+}
 
 
-def measure(models: dict[str, Any], rounds: int, updates: int) -> dict[str, dict[str, list[float]]]:
+def updates(model: Any, amount: int) -> dict[str, float]:
     """
-    :param models: by name
-    :param rounds: how often each is measured
-    :param updates: in each round
-    :return: for each: milliseconds of an update and page faults in it, by round
+    :param model: what is trained
+    :param amount: of updates
+    :return: milliseconds of an update, and page faults in it
     """
-    results: dict[str, dict[str, list[float]]] = {name: {"ms": [], "faults": []} for name in models}
-    for i in range(rounds + 1):
-        for name, model in models.items():
-            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            start = time.perf_counter()
-            for _ in range(updates):
-                model.train(1, BATCH_SIZE)
-            if i:  # the first round warms up
-                results[name]["ms"].append((time.perf_counter() - start) / updates * 1e3)
-                results[name]["faults"].append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / updates)
-    return results
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    start = time.perf_counter()
+    for _ in range(amount):
+        model.train(1, BATCH_SIZE)
+    if th.cuda.is_available():
+        th.cuda.synchronize()
+    milliseconds = (time.perf_counter() - start) / amount * 1e3
+    return {"ms": milliseconds, "faults": (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults) / amount}
 
 
 def report(results: dict[str, Any]) -> str:
@@ -165,13 +164,13 @@ def report(results: dict[str, Any]) -> str:
     :param results: all of them
     :return: a table in Markdown
     """
-    times = {name: np.array(result["ms"]) for name, result in results["updates"].items()}
+    times = {name: np.array([answer["ms"] for answer in answers]) for name, answers in results["updates"].items()}
     quantiles: Callable[[np.ndarray], Any] = lambda x: np.quantile(x, (0.5, 0.25, 0.75))  # noqa: E731
     lines = ["| update | ms, median (quartiles) | over the naive one | over SB3's DQN | page faults |", "|---" * 5 + "|"]
-    for name, result in results["updates"].items():
+    for name, answers in results["updates"].items():
         cells = ["{:.1f} ({:.1f}-{:.1f})".format(*quantiles(times[name]))]
         cells += ["{:.2f} ({:.2f}-{:.2f})".format(*quantiles(times[name] / times[base])) for base in ("naive", "SB3 DQN")]
-        lines.append(f"| {name} | {' | '.join(cells)} | {np.median(result['faults']):.0f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} | {np.median([answer['faults'] for answer in answers]):.0f} |")
     about = results["machine"]
     lines += ["", f"{about['cpu']} ({about['torch_cpu_capability']}), one thread, torch {about['versions']['torch']}."]
     return "\n".join([*lines, "", f"Command: `{about['command']}`"]) + "\n"
@@ -182,9 +181,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--serve", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    th.set_num_threads(1)
-    results = {"machine": machine(), "updates": measure(contenders(), args.rounds, args.updates)}
+    if args.serve:
+        th.set_num_threads(1)
+        model = CONTENDERS[args.serve]()
+        updates(model, 5)
+        serve(lambda amount: updates(model, amount))
+        return
+    commands = {name: [__file__, "--serve", name] for name in CONTENDERS}
+    results = {"machine": machine(), "updates": take_turns(commands, args.rounds, args.updates)[0]}
     args.out.mkdir(exist_ok=True)
     (args.out / "update.json").write_text(json.dumps(results))
     (args.out / "update.md").write_text(report(results))

@@ -1,18 +1,17 @@
 """Vectorised environments."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sb3_rainbow.envs.subproc import SubprocVecEnv, WorkerError
 
-if TYPE_CHECKING:
-    from sb3_rainbow.envs.atari import AtariVecEnv
-
-__all__ = ["AtariVecEnv", "SubprocVecEnv", "WorkerError"]
+__all__ = ["SubprocVecEnv", "WorkerError"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "AtariVecEnv":  # needs the extra "atari"
-        from sb3_rainbow.envs.atari import AtariVecEnv
-
+        try:
+            from sb3_rainbow.envs.atari import AtariVecEnv
+        except ModuleNotFoundError as error:
+            raise ImportError(f'AtariVecEnv needs pip install "sb3-rainbow[atari]" ({error})') from error
         return AtariVecEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import ale_py
@@ -23,7 +23,7 @@ from stable_baselines3.common.atari_wrappers import (
 )
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn
 
 from sb3_rainbow.arguments import check_integer
 
@@ -31,8 +31,8 @@ from sb3_rainbow.arguments import check_integer
 #: when a checkpoint is loaded
 RESEED = 10_000
 NEW_GAME = -1
-#: What ``AtariGame`` does in the place of SB3's and Gymnasium's wrappers
-_KNOWN = (
+#: What ``AtariGame`` does in the place of SB3's and Gymnasium's wrappers, the outermost first
+_WRAPPERS = (
     AtariWrapper,
     ClipRewardEnv,
     WarpFrame,
@@ -49,7 +49,8 @@ _KNOWN = (
 _ACTIONS = np.arange(18)[:, None]
 _FULL_STRENGTH = np.ones(1, np.float32)
 #: What is in a checkpoint, beside the emulators
-_STATE = ("_begun", "_over", "_lives", "_score", "_frames_before", "_episode")
+_STATE = ("_begun", "_over", "_lives", "_score", "_frames_before")
+_MONITOR_STATE = ("t_start", "total_steps", "episode_returns", "episode_lengths", "episode_times")
 
 
 class Emulator:
@@ -86,8 +87,6 @@ class Emulator:
             self._reset(None)
 
     def _reset(self, seed: int | None) -> None:
-        if self._pending:  # a step was interrupted
-            self.receive()
         frames, infos = self._env.reset(seed=seed)
         self.first, self.lives = frames[0, 0], infos["lives"].item()
 
@@ -104,9 +103,15 @@ class Emulator:
 
     def receive(self) -> tuple[Any, ...]:
         """:return: frames ``[1, 1, height, width]``, rewards, terminations, truncations and infos of the step, ``[1]`` each"""
-        result = self._ale.recv()
-        self._pending = False
-        return result
+        try:
+            return self._ale.recv()
+        finally:  # after a Ctrl-C too
+            self._pending = False
+
+    def drain(self) -> None:
+        """Wait for a step that was interrupted, and forget it."""
+        if self._pending:
+            self.receive()
 
     def state_dict(self) -> dict[str, Any]:
         """:return: for a checkpoint"""
@@ -124,7 +129,8 @@ class Emulator:
             self._reset(self._start_seed)
             for move in state["moves"].tolist():
                 if move == NEW_GAME:
-                    self.start()
+                    self._moves.append(NEW_GAME)
+                    self._reset(None)
                 else:
                     self.send(move)
                     self.receive()
@@ -141,22 +147,25 @@ class AtariGame:
     """
 
     def __init__(self, env: gym.Env[Any, Any], pool: ThreadPoolExecutor) -> None:
-        wrappers = {}
+        wrappers: dict[type, Any] = {}
+        places = []
         inner = env
         while isinstance(inner, gym.Wrapper):
             wrappers[type(inner)] = inner
+            places.append(_WRAPPERS.index(type(inner)) if type(inner) in _WRAPPERS else -1)
             inner = inner.env
-        unknown = [kind.__name__ for kind in wrappers if kind not in _KNOWN]
-        if unknown or not isinstance(inner, AtariEnv):
-            raise ValueError(f"env={env}: must be an Atari game in no other wrappers than AtariWrapper and Monitor")
-        if WarpFrame not in wrappers or (inner._frameskip, inner.continuous, inner.sound_obs) != (1, False, False):
-            raise ValueError(f"env={env}: must be a game without frame skip in SB3's AtariWrapper, as PongNoFrameskip-v4")
-        self._monitor: Monitor[Any, Any] | None = wrappers.get(Monitor)  # type: ignore[assignment]
+        if not isinstance(inner, AtariEnv) or places != sorted(set(places) - {-1}):
+            raise ValueError(
+                f"env={env}: must be an Atari game in Monitor in AtariWrapper, with nothing else around or between them "
+                "(sticky actions: env_kwargs={'repeat_action_probability': ...})"
+            )
+        _check_game(inner, wrappers)
+        self._monitor: Monitor[Any, Any] | None = wrappers.get(Monitor)
         self._ends_with_life = EpisodicLifeEnv in wrappers
         self._fires = FireResetEnv in wrappers
         self._clips = ClipRewardEnv in wrappers
         self._pool = pool
-        settings = _settings(inner, wrappers)
+        self._settings = settings = _settings(inner, wrappers)
         #: The one that plays, and the one that waits
         self._emulators = [Emulator(settings), Emulator(settings)]
         self._starting: Future[None] | None = None
@@ -167,14 +176,18 @@ class AtariGame:
         :param seed: of the next game, and of all after it
         """
         self._wait()
-        for emulator, sequence in zip(self._emulators, np.random.SeedSequence(seed).spawn(2), strict=True):
-            emulator.seed(np.random.default_rng(sequence))
+        for emulator, generator in zip(self._emulators, np.random.default_rng(seed).spawn(2), strict=True):
+            emulator.seed(generator)
         self._begun = False
         self._over = True
         self._lives = 0
         self._score = 0.0
         self._frames_before = 0
-        self._episode: dict[str, Any] = {}
+
+    def abandon(self) -> None:
+        """After an interrupted step: the next reset begins a game."""
+        self._emulators[0].drain()
+        self._over = True
 
     def reset(self) -> np.ndarray:
         """
@@ -219,10 +232,9 @@ class AtariGame:
         self._score += reward
         self._over = terminated or truncated
         if self._over:
-            self._episode = self._finish(n_frames)
             self._frames_before += n_frames
-        if self._episode:
-            info["episode"], self._episode = self._episode, {}
+            if self._monitor is not None:
+                info["episode"] = self._finish(self._monitor, n_frames)
         lives, self._lives = self._lives, info["lives"]
         if self._ends_with_life and 0 < self._lives < lives:
             terminated = True
@@ -232,10 +244,9 @@ class AtariGame:
 
     def _next_life(self) -> np.ndarray:
         if not self._over and self._ends_with_life:
-            frame, _, _, _, info = self.step(0)
+            frame = self.step(0)[0]
             if not self._over:
                 return frame
-            self._episode = info.get("episode", {})  # for the next step: nobody sees the infos of a reset
         if self._begun:
             self._wait()
             self._emulators.reverse()
@@ -252,11 +263,8 @@ class AtariGame:
             self._starting.result()
             self._starting = None
 
-    def _finish(self, n_frames: int) -> dict[str, Any]:
+    def _finish(self, monitor: Monitor[Any, Any], n_frames: int) -> dict[str, Any]:
         """What ``Monitor`` does at the end of a game."""
-        monitor = self._monitor
-        if monitor is None:
-            return {}
         seconds = time.time() - monitor.t_start
         episode = {"r": round(self._score, 6), "l": n_frames, "t": round(seconds, 6)}
         monitor.episode_returns.append(self._score)
@@ -271,19 +279,48 @@ class AtariGame:
         """:return: for a checkpoint"""
         self._wait()
         state = {name: getattr(self, name) for name in _STATE}
-        return state | {"emulators": [emulator.state_dict() for emulator in self._emulators]}
+        state["emulators"] = [emulator.state_dict() for emulator in self._emulators]
+        state["settings"] = self._settings | {"ale_py": ale_py.__version__}
+        if self._monitor is not None:
+            state["monitor"] = {name: getattr(self._monitor, name) for name in _MONITOR_STATE}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
         Play to where another game was.
 
         :param state: what its ``state_dict()`` returned
+        :raises ValueError: if the game has other settings: the moves would lead to another point
         """
         self._wait()
+        here = self._settings | {"ale_py": ale_py.__version__}
+        for name, value in state["settings"].items():
+            if here[name] != value:
+                raise ValueError(f"{name}={here[name]}: must be {value}, as when the checkpoint was written")
         for emulator, played in zip(self._emulators, state["emulators"], strict=True):
             emulator.load_state_dict(played)
         for name in _STATE:
             setattr(self, name, state[name])
+        if self._monitor is not None:
+            for name, value in state.get("monitor", {}).items():
+                setattr(self._monitor, name, value)
+
+
+def _check_game(game: AtariEnv, wrappers: dict[type, Any]) -> None:
+    """Refuse what ALE's vector environment cannot do, or ``AtariGame`` does not."""
+    settings: dict[str, Any] = {"frameskip": game._frameskip, "continuous": game.continuous, "sound_obs": game.sound_obs}
+    settings |= {"mode": game._game_mode, "difficulty": game._game_difficulty}
+    expected = {"frameskip": 1, "continuous": False, "sound_obs": False, "mode": None, "difficulty": None}
+    for name, value in settings.items():
+        if value != expected[name]:
+            raise ValueError(f"{name}={value}: must be {expected[name]} in AtariVecEnv, as in PongNoFrameskip-v4")
+    if game.render_mode == "human":
+        raise ValueError("render_mode=human: AtariVecEnv shows no window; use enjoy --no-render, or record_video")
+    if WarpFrame not in wrappers:
+        raise ValueError(f"env={game}: must be in SB3's AtariWrapper")
+    monitor = wrappers.get(Monitor)
+    if monitor is not None and (monitor.info_keywords or monitor.reset_keywords or not monitor.allow_early_resets):
+        raise ValueError("monitor_kwargs: must not have info_keywords, reset_keywords or allow_early_resets=False")
 
 
 def _settings(game: AtariEnv, wrappers: dict[type, Any]) -> dict[str, Any]:
@@ -323,13 +360,17 @@ class AtariVecEnv(DummyVecEnv):
 
     :param env_fns: make the games, as ``make_atari_env`` gives them; or a ``DummyVecEnv`` of such games
     :param n_stack: frames of an observation, which is then ``[n_stack, height, width]``; 1 leaves it at ``[height, width, 1]``
-    :raises ValueError: if an environment is no Atari game in ``AtariWrapper``
+    :raises ValueError: if an environment is no Atari game in ``AtariWrapper``, or has settings that ALE's has not
     """
 
     def __init__(self, env_fns: list[Callable[[], gym.Env[Any, Any]]] | DummyVecEnv, n_stack: int = 1) -> None:
         check_integer("n_stack", n_stack, 1)
         gym.register_envs(ale_py)
-        if isinstance(env_fns, DummyVecEnv):
+        self._resetting: dict[int, Future[np.ndarray]] = {}
+        self._stepping = False
+        if isinstance(env_fns, VecEnv):
+            if not isinstance(env_fns, DummyVecEnv):
+                raise ValueError(f"env_fns={env_fns}: must be a DummyVecEnv, without --vec-env subproc and other wrappers")
             super().__init__([lambda env=env: env for env in env_fns.envs])  # type: ignore[misc]
             self._seeds = env_fns._seeds
         else:
@@ -345,6 +386,11 @@ class AtariVecEnv(DummyVecEnv):
 
     def reset(self) -> np.ndarray:
         """:return: ``[n_envs, *obs_shape]`` uint8: first observations"""
+        if self._stepping:  # a step was interrupted
+            wait(self._resetting.values())
+            for game in self.games:
+                game.abandon()
+            self._stepping = False
         for game, seed in zip(self.games, self._seeds, strict=True):
             if seed is not None:
                 game.seed(seed)
@@ -359,8 +405,13 @@ class AtariVecEnv(DummyVecEnv):
         Start a step of every game.
 
         :param actions: ``[n_envs]`` int
+        :raises ValueError: if they are not as many as games, or one is not in the action space; nothing has been played then
         """
-        for game, action in zip(self.games, np.asarray(actions).tolist(), strict=True):
+        actions = np.asarray(actions)
+        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= self.action_space.n:  # type: ignore[attr-defined]
+            raise ValueError(f"actions={actions.tolist()}: must be {self.num_envs} of {self.action_space}")
+        self._stepping = True
+        for game, action in zip(self.games, actions.tolist(), strict=True):
             game.send(action)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -368,7 +419,7 @@ class AtariVecEnv(DummyVecEnv):
         stacks = self._stacks.copy()
         frames = np.empty((self.num_envs, *stacks.shape[2:]), np.uint8)
         rewards, dones, infos = np.empty(self.num_envs, np.float32), np.empty(self.num_envs, bool), []
-        starts: dict[int, Future[np.ndarray]] = {}
+        self._resetting = {}
         for i, game in enumerate(self.games):
             frames[i], rewards[i], terminated, truncated, info = game.receive()
             dones[i] = terminated or truncated
@@ -378,10 +429,11 @@ class AtariVecEnv(DummyVecEnv):
                 last = np.concatenate((stacks[i, 1:], frames[i, None]))
                 info["terminal_observation"] = last if self.n_stack > 1 else last[0, :, :, None]
                 stacks[i] = 0
-                starts[i] = self._pool.submit(game.reset)  # while the others play
-        for i, start in starts.items():
-            frames[i] = start.result()
+                self._resetting[i] = self._pool.submit(game.reset)  # while the others play
+        for i, first in self._resetting.items():
+            frames[i] = first.result()
             self.reset_infos[i] = {}
+        self._stepping = False
         return self._push(stacks, frames), rewards, dones, infos
 
     def _push(self, stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number
-from sb3_rainbow.replay.arrays import Array, allocate, take, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.arrays import Array, allocate, keep_freed_memory, take, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.n_step import n_step_returns
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
@@ -76,6 +76,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True: must be False, frames are always stored once")
         # Not ReplayBuffer's own constructor: it would allocate everything
+        keep_freed_memory()
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = False
