@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_eight_times_ends_as_if_it_had_not(tmp_path):
 
 
 def kills(folder: Path, n_kills: int) -> None:
-    steps = 800
+    steps = 400 * n_kills
     generator = random.Random(0)
     for _ in range(n_kills):
         seen = latest(folder)
