@@ -36,6 +36,8 @@ ARGUMENTS = {
     "alpha": ([0.0, 0.5, 1.0], [-0.1, 1.5]),
     "beta0": ([0.0, 0.4, 1.0], [-0.1, 2]),
     "storage_device": (["cpu", "auto"], []),
+    "amp": ([None, "bf16"], ["fp16", True]),
+    "compile": ([False], ["yes", None]),  # True takes its time: test_speed_options.py
     "policy_kwargs": ([None, {"net_arch": []}, {"net_arch": [8, 8]}], []),
 }
 
