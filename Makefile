@@ -45,7 +45,7 @@ bench-atari: .venv/ready
 bench-gpu: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_gpu.py
 
-# Has a change made training slow? Two minutes
+# Has a change made training slow? Under three minutes
 bench-smoke: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_training.py --smoke
 

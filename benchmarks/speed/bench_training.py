@@ -93,7 +93,7 @@ def main() -> None:
     if args.serve:
         serve_loop(args.serve, args.threads)
         return
-    names, rounds = (list(SMOKE), 5) if args.smoke else (args.contenders, args.rounds)
+    names, rounds = (list(SMOKE), 3) if args.smoke else (args.contenders, args.rounds)
     commands = {name: [__file__, "--serve", name, "--threads", str(args.threads)] for name in names}
     answers, failed = take_turns(commands, rounds, args.steps, args.threads)
     loops = {
