@@ -14,7 +14,7 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import torch as th
-from bench_update import NaiveNetwork
+from bench_update import NaiveNetwork, NaiveNoisyLinear
 from replay_peers import ALPHA, BETA, GAMMA, N_STEPS, Notebook
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
@@ -36,9 +36,6 @@ gym.register_envs(ale_py)
 
 class Contender:
     """A training that is under way."""
-
-    #: What is to be said of it beside its numbers
-    note = ""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -132,34 +129,22 @@ class SingleGame(Contender):
         raise NotImplementedError
 
 
-class IndependentNoisyLinear(nn.Module):
+class IndependentNoisyLinear(NaiveNoisyLinear):
     """Noise of every weight drawn by itself, as in the notebook."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        bound, shape = in_features**-0.5, (out_features, in_features)
-        self.weight_mu = nn.Parameter(th.empty(shape).uniform_(-bound, bound))
-        self.weight_sigma = nn.Parameter(th.full(shape, 0.017))
-        self.bias_mu = nn.Parameter(th.empty(out_features).uniform_(-bound, bound))
-        self.bias_sigma = nn.Parameter(th.full((out_features,), 0.017))
-        self.register_buffer("weight_epsilon", th.zeros(shape))
-        self.register_buffer("bias_epsilon", th.zeros(out_features))
+        super().__init__(in_features, out_features)
+        for sigma in (self.weight_sigma, self.bias_sigma):
+            nn.init.constant_(sigma, 0.017)
 
     def reset_noise(self) -> None:
         """Draw anew."""
         self.weight_epsilon.normal_()
         self.bias_epsilon.normal_()
 
-    def forward(self, x: th.Tensor) -> th.Tensor:
-        """Noisy output."""
-        weight = self.weight_mu + self.weight_sigma * self.weight_epsilon
-        return F.linear(x, weight, self.bias_mu + self.bias_sigma * self.bias_epsilon)
-
 
 class NotebookLoop(SingleGame):
     """The notebook's loop: all noise drawn anew for every action, O(n) draws, plain Adam, targets copied."""
-
-    note = "five parts, as in this one"
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,8 +188,6 @@ class NotebookLoop(SingleGame):
 class PFRLRainbow(SingleGame):
     """PFRL's Rainbow, set up as in its examples."""
 
-    note = "all six parts"
-
     def __init__(self) -> None:
         super().__init__()
         import pfrl
@@ -242,8 +225,6 @@ class PFRLRainbow(SingleGame):
 
 class TianshouRainbow(SingleGame):
     """Tianshou's Rainbow with its own network, without its collector."""
-
-    note = "all six parts"
 
     def __init__(self) -> None:
         super().__init__()

@@ -416,8 +416,7 @@ class AtariVecEnv(DummyVecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """:return: observations ``[n_envs, *obs_shape]`` uint8, rewards ``[n_envs]`` float32, dones ``[n_envs]``, and infos"""
-        stacks = self._stacks.copy()
-        frames = np.empty((self.num_envs, *stacks.shape[2:]), np.uint8)
+        frames = np.empty((self.num_envs, *self._stacks.shape[2:]), np.uint8)
         rewards, dones, infos = np.empty(self.num_envs, np.float32), np.empty(self.num_envs, bool), []
         self._resetting = {}
         for i, game in enumerate(self.games):
@@ -426,15 +425,16 @@ class AtariVecEnv(DummyVecEnv):
             info["TimeLimit.truncated"] = truncated and not terminated
             infos.append(info)
             if dones[i]:
-                last = np.concatenate((stacks[i, 1:], frames[i, None]))
+                last = np.concatenate((self._stacks[i, 1:], frames[i, None]))
                 info["terminal_observation"] = last if self.n_stack > 1 else last[0, :, :, None]
-                stacks[i] = 0
                 self._resetting[i] = self._pool.submit(game.reset)  # while the others play
         for i, first in self._resetting.items():
             frames[i] = first.result()
             self.reset_infos[i] = {}
         self._stepping = False
-        return self._push(stacks, frames), rewards, dones, infos
+        obs = self._push(self._stacks, frames)
+        self._stacks[dones, :-1] = 0  # a new array, not the caller's of the step before
+        return obs, rewards, dones, infos
 
     def _push(self, stacks: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """Stacks with new frames: a new array at every step, as the one before belongs to the caller."""
