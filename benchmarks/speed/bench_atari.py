@@ -17,6 +17,7 @@ import numpy as np
 from bench_replay import machine
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from turns import spread
 
 from sb3_rainbow.envs import AtariVecEnv
 
@@ -107,9 +108,7 @@ def report(results: dict[str, Any]) -> str:
     base = np.array(results["speeds"]["SB3 DummyVecEnv, 8"])
     lines = ["| environments | steps/s, median (quartiles) | over SB3's DummyVecEnv, 8 |", "|---|---|---|"]
     for name, speeds in results["speeds"].items():
-        low, median, high = np.quantile(speeds, (0.25, 0.5, 0.75))
-        ratio_low, ratio, ratio_high = np.quantile(speeds / base, (0.25, 0.5, 0.75))
-        lines.append(f"| {name} | {median:,.0f} ({low:,.0f}-{high:,.0f}) | {ratio:.2f} ({ratio_low:.2f}-{ratio_high:.2f}) |")
+        lines.append(f"| {name} | {spread(speeds, ',.0f')} | {spread(speeds / base, '.2f')} |")
     lines += ["", "| game | pixels that differ | by at most, of 255 | rewards and ends that differ |", "|---|---|---|---|"]
     for game, found in results["pixels"].items():
         lines.append(f"| {game} | {found['share']:.4%} | {found['most']} | {found['mismatches']} |")

@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from bench_replay import machine
 from training_peers import CONTENDERS, PARTS, WARM_UP
-from turns import serve, take_turns
+from turns import serve, spread, take_turns
 
 HERE = Path(__file__).parent
 #: Numerator, denominator
@@ -63,16 +63,14 @@ def report(results: dict[str, Any]) -> str:
     lines = [f"| loop | steps/s, median (quartiles) | {' | '.join(PARTS)} |", "|---" * (2 + len(PARTS)) + "|"]
     loops = results["loops"]
     for name, loop in loops.items():
-        low, median, high = np.quantile(loop["speed"], (0.25, 0.5, 0.75))
         shares = [float(np.median([split[part] for split in loop["split"]])) for part in PARTS]
         cells = [f"{share:.0%}" if share else "-" for share in shares]
-        lines.append(f"| {name} | {median:.1f} ({low:.1f}-{high:.1f}) | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {spread(loop['speed'], '.1f')} | {' | '.join(cells)} |")
     lines += ["", "| ratio, by round | median (quartiles) |", "|---|---|"]
     for over, under in RATIOS:
         if over in loops and under in loops:
             ratios = np.array(loops[over]["speed"]) / np.array(loops[under]["speed"])
-            low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-            lines.append(f"| {over} / {under} | {median:.2f} ({low:.2f}-{high:.2f}) |")
+            lines.append(f"| {over} / {under} | {spread(ratios, '.2f')} |")
     lines += [f"\nnot measured: {name}: {reason}" for name, reason in results["failed"].items()]
     about = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())

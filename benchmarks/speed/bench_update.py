@@ -23,7 +23,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch import nn
 from torch.nn import functional as F
-from turns import serve, take_turns
+from turns import serve, spread, take_turns
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 
@@ -165,11 +165,10 @@ def report(results: dict[str, Any]) -> str:
     :return: a table in Markdown
     """
     times = {name: np.array([answer["ms"] for answer in answers]) for name, answers in results["updates"].items()}
-    quantiles: Callable[[np.ndarray], Any] = lambda x: np.quantile(x, (0.5, 0.25, 0.75))  # noqa: E731
     lines = ["| update | ms, median (quartiles) | over the naive one | over SB3's DQN | page faults |", "|---" * 5 + "|"]
     for name, answers in results["updates"].items():
-        cells = ["{:.1f} ({:.1f}-{:.1f})".format(*quantiles(times[name]))]
-        cells += ["{:.2f} ({:.2f}-{:.2f})".format(*quantiles(times[name] / times[base])) for base in ("naive", "SB3 DQN")]
+        cells = [spread(times[name], ".1f")]
+        cells += [spread(times[name] / times[base], ".2f") for base in ("naive", "SB3 DQN")]
         lines.append(f"| {name} | {' | '.join(cells)} | {np.median([answer['faults'] for answer in answers]):.0f} |")
     about = results["machine"]
     lines += ["", f"{about['cpu']} ({about['torch_cpu_capability']}), one thread, torch {about['versions']['torch']}."]

@@ -7,9 +7,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 ANSWER = "answer: "
+
+
+def spread(values: Any, form: str) -> str:
+    """
+    :param values: one per round
+    :param form: of each number, such as ``".2f"``
+    :return: their median, and the quartiles in brackets
+    """
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{median:{form}} ({low:{form}}-{high:{form}})"
 
 
 def serve(work: Callable[[int], Any]) -> None:
