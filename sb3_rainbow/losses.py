@@ -4,30 +4,29 @@ import torch as th
 from torch.nn import functional as F
 
 
-def next_state_values(next_q_values: th.Tensor, choosing_q_values: th.Tensor | None = None) -> th.Tensor:
-    r"""
-    Value of the next states: :math:`\max_a q(s', a)` (DQN), or :math:`q(s', \mathrm{argmax}_a \, q_\theta(s', a))`
-    (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double Q-learning", eq. 4).
-
-    :param next_q_values: ``[batch, n_actions]``: the target network at the next observations
-    :param choosing_q_values: ``[batch, n_actions]``: the online network there, which chooses; None for the maximum
-    :return: ``[batch, 1]``
+def of_actions(outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """
-    if choosing_q_values is None:
-        return next_q_values.amax(dim=1, keepdim=True)
-    return next_q_values.gather(1, choosing_q_values.argmax(dim=1, keepdim=True))
+    What the network says of one action in each state. With double Q-learning, ``actions`` are those that the online network
+    prefers, and ``outputs`` the target network's (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
+    Q-learning", eq. 4).
+
+    :param outputs: ``[batch, n_actions, n_atoms]``
+    :param actions: ``[batch]`` int64
+    :return: ``[batch, n_atoms]``
+    """
+    return outputs[th.arange(len(actions), device=actions.device), actions]
 
 
 def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     r"""
     :math:`R_t^{(k)} + \gamma^k v(s_{t+k})`, without the second term after a termination
-    (Rainbow, section "Multi-step learning").
+    (Rainbow, section "Multi-step learning"). For the atoms of a distribution: :math:`R_t^{(k)} + \gamma^k z_i`.
 
     :param rewards: ``[batch, 1]``: n-step returns
     :param dones: ``[batch, 1]``: 1 after a termination, else 0
     :param discounts: ``[batch, 1]``: ``gamma ** k``, or one number for all
-    :param next_values: ``[batch, 1]``: values of the states where the windows end
-    :return: ``[batch, 1]``
+    :param next_values: ``[batch, 1]``: values of the states where the windows end; or ``[n_atoms]``: atoms
+    :return: ``[batch, 1]``; or ``[batch, n_atoms]``
     """
     return rewards + (1 - dones) * discounts * next_values
 
@@ -40,6 +39,38 @@ def huber(td_errors: th.Tensor) -> th.Tensor:
     :return: the same shape
     """
     return F.smooth_l1_loss(td_errors, th.zeros_like(td_errors), reduction="none")
+
+
+def categorical_projection(returns: th.Tensor, probabilities: th.Tensor, support: th.Tensor) -> th.Tensor:
+    r"""
+    The distribution on the support that is nearest to one on other returns: every return's probability goes to its two
+    neighbours, the more the nearer they are; what is outside the support goes to its end (C51 eq. 7):
+
+    .. math:: m_i = \sum_j \left[ 1 - \frac{|[\hat T z_j]_{v_{min}}^{v_{max}} - z_i|}{\Delta z} \right]_0^1 p_j
+
+    :param returns: ``[batch, n_atoms]``: the returns :math:`\hat T z_j`
+    :param probabilities: ``[batch, n_atoms]``: theirs, :math:`p_j`
+    :param support: ``[n_atoms]``: evenly spaced :math:`z_i`, ascending
+    :return: ``[batch, n_atoms]``: probabilities
+    """
+    spacing = (support[-1] - support[0]) / (len(support) - 1)
+    # In units of the spacing: the support is 0, 1, ..., n_atoms - 1
+    positions = ((returns - support[0]) / spacing).clamp(0, len(support) - 1)
+    atoms = th.arange(len(support), device=support.device, dtype=support.dtype)
+    shares = (1 - (positions[:, None, :] - atoms[:, None]).abs()).clamp(min=0)
+    return (shares @ probabilities[:, :, None]).squeeze(2)
+
+
+def kl_divergence(targets: th.Tensor, log_probabilities: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\sum_i m_i \log (m_i / p_i)` (Rainbow, section "Distributional RL"): the cross-entropy that C51 minimises, less the
+    targets' own entropy, so that it is 0 where nothing is left to learn.
+
+    :param targets: ``[batch, n_atoms]``: probabilities :math:`m_i`, may be 0
+    :param log_probabilities: ``[batch, n_atoms]``: :math:`\log p_i`
+    :return: ``[batch, 1]``
+    """
+    return F.kl_div(log_probabilities, targets, reduction="none").sum(dim=1, keepdim=True)
 
 
 def weighted_mean(losses: th.Tensor, weights: th.Tensor | float) -> th.Tensor:

@@ -9,6 +9,9 @@ from torch.nn import functional as F
 #: Default of ``sigma0`` for each kind of noise (NoisyNet section 3.2)
 SIGMA0 = {"factorised": 0.5, "independent": 0.017}
 
+#: What the argument ``noisy`` may be
+NOISY = (*SIGMA0, False)
+
 #: From so many rows on, forming the noisy weights is cheaper than a second product
 MATERIALISE_FROM = 32
 

@@ -1,4 +1,7 @@
-"""Policies: SB3's Q-network, with dueling streams (Wang et al. 2016) and noisy layers (Fortunato et al. 2018)."""
+"""
+Policies: SB3's Q-network, with dueling streams (Wang et al. 2016), noisy layers (Fortunato et al. 2018) and distributions of
+the return (Bellemare et al. 2017).
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -16,10 +19,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
+from sb3_rainbow.heads import Categorical, ExpectedValue
 from sb3_rainbow.noisy import SIGMA0, NoisyLinear
-
-#: What ``noisy`` may be
-NOISY = (*SIGMA0, False)
 
 
 class NatureConvolutions(NatureCNN):
@@ -88,7 +89,8 @@ class Stream(nn.Sequential):
 
 class NoisyQNetwork(QNetwork):
     """
-    Q-network whose fully connected layers can be noisy. Without noise it is SB3's ``QNetwork``, initialised by the same draws.
+    Q-network whose fully connected layers can be noisy, and which can give distributions. Without both it is SB3's
+    ``QNetwork``, initialised by the same draws.
 
     :param observation_space: observation space
     :param action_space: action space
@@ -99,6 +101,9 @@ class NoisyQNetwork(QNetwork):
     :param normalize_images: divide images by 255
     :param noisy: ``"factorised"``, ``"independent"``, or False
     :param sigma0: initial noise, see ``NoisyLinear``
+    :param n_atoms: 1 for Q-values; more for distributions, see ``Categorical``
+    :param v_min: smallest return of the distributions
+    :param v_max: largest return of the distributions
     """
 
     def __init__(
@@ -112,25 +117,33 @@ class NoisyQNetwork(QNetwork):
         normalize_images: bool = True,
         noisy: str | bool = "factorised",
         sigma0: float = 0.5,
+        n_atoms: int = 1,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor, features_dim, net_arch, activation_fn, normalize_images
         )
         self.noisy = noisy
         self.sigma0 = sigma0
+        self.head = Categorical(n_atoms, v_min, v_max) if n_atoms > 1 else ExpectedValue()
+        self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         self._scales_images = normalize_images and is_image_space(observation_space)
-        self._make_head()
+        self._make_streams()
         self.noisy_layers = [module for module in self.modules() if isinstance(module, NoisyLinear)]
 
-    def _make_head(self) -> None:
-        if self.noisy:
+    def _make_streams(self) -> None:
+        if self.noisy or self.head.n_atoms > 1:  # else SB3's
             self.q_net = self._make_stream(int(self.action_space.n))
 
-    def _make_stream(self, out_features: int) -> Stream:
-        return Stream(self.features_dim, out_features, self.net_arch, self.activation_fn, self.noisy, self.sigma0)
+    def _make_stream(self, n_actions: int) -> Stream:
+        return Stream(
+            self.features_dim, n_actions * self.head.n_atoms, self.net_arch, self.activation_fn, self.noisy, self.sigma0
+        )
 
-    def _head(self, features: th.Tensor, deterministic: bool, relative: bool) -> th.Tensor:
-        return self.q_net(features, deterministic) if self.noisy else self.q_net(features)
+    def _outputs(self, features: th.Tensor, deterministic: bool, relative: bool) -> th.Tensor:
+        outputs = self.q_net(features, deterministic) if isinstance(self.q_net, Stream) else self.q_net(features)
+        return outputs.unflatten(1, (-1, self.head.n_atoms))
 
     def reset_noise(self) -> None:
         """Draw new noise for every noisy layer, independently."""
@@ -154,14 +167,17 @@ class NoisyQNetwork(QNetwork):
             return features_extractor(obs.float().div_(255))
         return super().extract_features(obs, features_extractor)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = True, relative: bool = False) -> th.Tensor:
+    def forward(self, obs: PyTorchObs, deterministic: bool = True, relative: bool = False, by_atom: bool = False) -> th.Tensor:
         """
         :param obs: ``[batch, *obs_shape]``, or a dict of those
         :param deterministic: mean weights, else those under the noise drawn last
         :param relative: only the order of the actions is wanted: what they have in common is left out, where that is cheaper
-        :return: ``[batch, n_actions]``: Q-values
+        :param by_atom: give what ``head`` makes Q-values of
+        :return: ``[batch, n_actions]``: Q-values; ``[batch, n_actions, n_atoms]`` with ``by_atom``
         """
-        return self._head(self.extract_features(obs, self.features_extractor), deterministic, relative)
+        features = self.extract_features(obs, self.features_extractor)
+        outputs = self._outputs(features, deterministic, relative and self.head.shift_keeps_order)
+        return outputs if by_atom else self.head(outputs)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
         """
@@ -178,30 +194,34 @@ class NoisyQNetwork(QNetwork):
         return self.forward(observation, deterministic, relative=True).argmax(dim=1)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | {"noisy": self.noisy, "sigma0": self.sigma0}
+        parts = {"noisy": self.noisy, "sigma0": self.sigma0} | self._distribution
+        return super()._get_constructor_parameters() | parts
 
 
 class DuelingQNetwork(NoisyQNetwork):
     r"""
-    :math:`q(s, a) = v(s) + A(s, a) - \frac{1}{|A|} \sum_{a'} A(s, a')` (Wang et al. 2016, eq. 9). The streams of value and
-    advantage part right after the features; each has the hidden layers of ``net_arch``. Parameters: see ``NoisyQNetwork``.
+    :math:`q(s, a) = v(s) + A(s, a) - \frac{1}{|A|} \sum_{a'} A(s, a')` (Wang et al. 2016, eq. 9); of
+    distributions, each atom's logit (Rainbow, section "The Integrated Agent"). The streams of value and advantage part right
+    after the features; each has the hidden layers of ``net_arch``. Parameters: see ``NoisyQNetwork``.
     """
 
-    def _make_head(self) -> None:
+    def _make_streams(self) -> None:
         del self.q_net  # SB3's single stream
         self.value_stream = self._make_stream(1)
         self.advantage_stream = self._make_stream(int(self.action_space.n))
 
-    def _head(self, features: th.Tensor, deterministic: bool, relative: bool) -> th.Tensor:
-        advantages = self.advantage_stream(features, deterministic)
+    def _outputs(self, features: th.Tensor, deterministic: bool, relative: bool) -> th.Tensor:
+        advantages = self.advantage_stream(features, deterministic).unflatten(1, (-1, self.head.n_atoms))
         if relative:  # the value is half of the work, and the same for all actions
             return advantages
-        return self.value_stream(features, deterministic) + advantages - advantages.mean(dim=1, keepdim=True)
+        values = self.value_stream(features, deterministic)[:, None]
+        return values + advantages - advantages.mean(dim=1, keepdim=True)
 
 
 class RainbowPolicy(DQNPolicy):
     """
-    Policy with an online and a target Q-network. ``RainbowDQN`` passes on its own ``dueling``, ``noisy`` and ``sigma0``.
+    Policy with an online and a target Q-network. ``RainbowDQN`` passes on its own ``dueling``, ``noisy``,
+    ``sigma0``, ``n_atoms``, ``v_min`` and ``v_max``.
 
     :param observation_space: observation space
     :param action_space: action space
@@ -217,6 +237,9 @@ class RainbowPolicy(DQNPolicy):
     :param dueling: value and advantage streams
     :param noisy: ``"factorised"`` or ``"independent"`` noise in the fully connected layers, or False
     :param sigma0: initial noise, see ``NoisyLinear``; None for the default of the kind
+    :param n_atoms: 1 for Q-values; more for distributions, see ``Categorical``
+    :param v_min: smallest return of the distributions
+    :param v_max: largest return of the distributions
     """
 
     q_net: NoisyQNetwork
@@ -237,10 +260,14 @@ class RainbowPolicy(DQNPolicy):
         dueling: bool = True,
         noisy: str | bool = "factorised",
         sigma0: float | None = None,
+        n_atoms: int = 1,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
     ) -> None:
         self.dueling = dueling
         self.noisy = noisy
         self.sigma0 = SIGMA0[str(noisy or "factorised")] if sigma0 is None else sigma0
+        self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
         if net_arch is None and features_extractor_class is NatureConvolutions:
@@ -265,10 +292,10 @@ class RainbowPolicy(DQNPolicy):
         """:return: a new Q-network, with a features extractor of its own"""
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
         network_class = DuelingQNetwork if self.dueling else NoisyQNetwork
-        return network_class(**net_args, noisy=self.noisy, sigma0=self.sigma0).to(self.device)
+        return network_class(**net_args, noisy=self.noisy, sigma0=self.sigma0, **self._distribution).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        parts = {"dueling": self.dueling, "noisy": self.noisy, "sigma0": self.sigma0}
+        parts = {"dueling": self.dueling, "noisy": self.noisy, "sigma0": self.sigma0} | self._distribution
         return super()._get_constructor_parameters() | parts
 
 

@@ -11,24 +11,17 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import (
-    DictReplayBufferSamples,
-    GymEnv,
-    MaybeCallback,
-    ReplayBufferSamples,
-    Schedule,
-)
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
-from sb3_rainbow.arguments import check_choice, check_integer, check_number
-from sb3_rainbow.policies import NOISY, CnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
+from sb3_rainbow.checks import check_arguments, name_non_finite
+from sb3_rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.replay.arrays import keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
-from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
+from sb3_rainbow.type_aliases import Samples
 
 SelfRainbowDQN = TypeVar("SelfRainbowDQN", bound="RainbowDQN")
-Samples = PrioritizedReplayBufferSamples | ReplayBufferSamples | DictReplayBufferSamples
 
 #: Added to every priority, so that no transition is lost for ever (PER section 3.3)
 PRIORITY_EPS = 1e-6
@@ -38,15 +31,16 @@ ADAM_EPS = 1.5e-4
 
 class RainbowDQN(DQN):
     r"""
-    Deep Q-Network with five of the six parts of Rainbow: double Q-learning, dueling streams, prioritized replay,
-    n-step returns and noisy layers. The sixth, the categorical distribution, is not in it yet.
+    Deep Q-Network with the parts of Rainbow. Five of its six are on by default: double Q-learning, dueling streams,
+    prioritized replay, n-step returns and noisy layers. The sixth, the distribution of the return (C51), comes with
+    ``n_atoms=51``.
 
     Each part can be switched off alone. With all of them off (``n_steps=1, double_q=False, dueling=False, noisy=False,
-    prioritized=False``) it is SB3's DQN, bit for bit.
+    prioritized=False``, and ``n_atoms=1`` as by default) it is SB3's DQN, bit for bit.
 
     Papers: https://arxiv.org/abs/1710.02298 (Rainbow), https://arxiv.org/abs/1509.06461 (double Q-learning),
     https://arxiv.org/abs/1511.06581 (dueling), https://arxiv.org/abs/1511.05952 (PER), https://arxiv.org/abs/1706.10295
-    (NoisyNet)
+    (NoisyNet), https://arxiv.org/abs/1707.06887 (C51)
 
     Defaults are those of SB3's DQN, but for Adam: its epsilon is 1.5e-4 (Rainbow, table 1), and it is fused, unless every
     part is off or ``policy_kwargs`` sets ``optimizer_class``, or ``eps`` and ``fused`` of ``optimizer_kwargs``.
@@ -88,6 +82,10 @@ class RainbowDQN(DQN):
     :param prioritized: sample by priority
     :param alpha: priority exponent, in [0, 1]
     :param beta0: initial exponent of the importance weights, in [0, 1]; it grows to 1 over the training
+    :param n_atoms: atoms of each action's distribution of the return; 1 for its expected value alone
+    :param v_min: smallest return that a distribution can tell; smaller ones count as it. Discounted, as learned from: after
+        reward clipping and normalisation
+    :param v_max: largest return that a distribution can tell
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
         parameters, targets and losses stay float32. None for float32 alone
@@ -140,12 +138,15 @@ class RainbowDQN(DQN):
         prioritized: bool = True,
         alpha: float = 0.5,
         beta0: float = 0.4,
+        n_atoms: int = 1,
+        v_min: float = -10.0,
+        v_max: float = 10.0,
         storage_device: str = "cpu",
         amp: str | None = None,
         compile: bool = False,
         _init_setup_model: bool = True,
     ) -> None:
-        _check_arguments(locals())
+        check_arguments(locals())
         super().__init__(
             policy,
             env,
@@ -181,6 +182,9 @@ class RainbowDQN(DQN):
         self.prioritized = prioritized
         self.alpha = alpha
         self.beta0 = beta0
+        self.n_atoms = n_atoms
+        self.v_min = v_min
+        self.v_max = v_max
         self.storage_device = storage_device
         self.amp = amp
         self.compile = compile
@@ -194,14 +198,14 @@ class RainbowDQN(DQN):
 
     def _setup_model(self) -> None:
         # Also after `load`, where every attribute may have been given anew
-        _check_arguments(self.__dict__)
+        check_arguments(self.__dict__)
         if not issubclass(self.policy_class, RainbowPolicy):
             raise ValueError(
                 f"policy={self.policy_class}: must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a RainbowPolicy"
             )
         given = self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs
         # SB3 builds from its own attributes: lend it ours. It would refuse, or warn about, n_steps with a buffer class
-        self.policy_kwargs = self._parts_of_policy() | self.policy_kwargs
+        self.policy_kwargs = self._parts_of_policy()
         if self.replay_buffer_class is None and (self.prioritized or self.n_steps > 1):
             self.replay_buffer_class = PrioritizedNStepReplayBuffer
         if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, PrioritizedNStepReplayBuffer):
@@ -216,10 +220,11 @@ class RainbowDQN(DQN):
         self.sigma0 = self.policy.sigma0
 
     def _parts_of_policy(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"dueling": self.dueling, "noisy": self.noisy, "sigma0": self.sigma0}
-        any_part = self.n_steps > 1 or self.double_q or self.dueling or self.noisy or self.prioritized
-        if any_part and "optimizer_class" not in self.policy_kwargs:
-            given = self.policy_kwargs.get("optimizer_kwargs", {})
+        names = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names} | self.policy_kwargs
+        any_part = max(self.n_steps, self.n_atoms) > 1 or self.double_q or self.dueling or self.noisy or self.prioritized
+        if any_part and "optimizer_class" not in parts:
+            given = parts.get("optimizer_kwargs") or {}
             # One pass over the parameters instead of eleven; torch takes only one of the two
             parts["optimizer_kwargs"] = {"eps": ADAM_EPS, "fused": not given.get("foreach")} | given
         return parts
@@ -261,7 +266,7 @@ class RainbowDQN(DQN):
             replay_data = self._sample(batch_size)
             weights = getattr(replay_data, "weights", 1.0)
             td_errors = self.td_errors(replay_data)
-            loss = losses.weighted_mean(losses.huber(td_errors), weights)
+            loss = losses.weighted_mean(self.q_net.head.loss(td_errors), weights)
 
             self.policy.optimizer.zero_grad()
             loss.backward()
@@ -269,7 +274,7 @@ class RainbowDQN(DQN):
             update_losses.append(loss.item())
             if not math.isfinite(update_losses[-1] + grad_norm.item()):
                 self.policy.optimizer.zero_grad()
-                raise ValueError(_name_non_finite(replay_data, td_errors))
+                raise ValueError(name_non_finite(replay_data, td_errors))
             # clip_grad_norm_ would multiply by 1 as well. Its 1e-6 counts: below it, the factor is 1
             if grad_norm + 1e-6 > self.max_grad_norm:
                 th.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, grad_norm)
@@ -294,9 +299,10 @@ class RainbowDQN(DQN):
 
     def td_errors(self, replay_data: Samples) -> th.Tensor:
         r"""
-        :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient. New noise is drawn for each of the up to
-        three forward passes (NoisyNet section 3): of the online network on the next observations, where it chooses the
-        action, of the target network on them, and of the online network on the observations.
+        :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient; with distributions, their KL divergence. New
+        noise is drawn for each of the up to three forward passes (NoisyNet section 3): of the online network on the next
+        observations, where it chooses the action, of the target network on them, and of the online network on the
+        observations.
 
         :param replay_data: a batch, as sampled from any of SB3's replay buffers or ours
         :return: ``[batch, 1]`` float32, differentiable in the online network's parameters
@@ -304,20 +310,22 @@ class RainbowDQN(DQN):
         # Without n-step returns, the discount is that of one step
         discounts = getattr(replay_data, "discounts", None)
         discounts = self.gamma if discounts is None else discounts
+        head = self.q_net.head
         with th.no_grad():
-            choosing = None
             if self.double_q:
-                choosing = self._noisy_q_values(self.q_net, replay_data.next_observations, relative=True)
-            next_q_values = self._noisy_q_values(self.q_net_target, replay_data.next_observations)
-            next_values = losses.next_state_values(next_q_values, choosing)
-            targets = losses.td_target(replay_data.rewards, replay_data.dones, discounts, next_values)
-        q_values = self._noisy_q_values(self.q_net, replay_data.observations)
-        return targets - q_values.gather(1, replay_data.actions.long())
+                choosing = self._under_noise(self.q_net, replay_data.next_observations, relative=True)
+            next_outputs = self._under_noise(self.q_net_target, replay_data.next_observations, by_atom=True)
+            if not self.double_q:
+                choosing = head(next_outputs)
+            next_outputs = losses.of_actions(next_outputs, choosing.argmax(dim=1))
+            targets = head.targets(replay_data.rewards, replay_data.dones, discounts, next_outputs)
+        outputs = self._under_noise(self.q_net, replay_data.observations, by_atom=True)
+        return head.td_errors(targets, losses.of_actions(outputs, replay_data.actions.long().squeeze(1)))
 
-    def _noisy_q_values(self, q_net: NoisyQNetwork, observations: Any, relative: bool = False) -> th.Tensor:
+    def _under_noise(self, q_net: NoisyQNetwork, observations: Any, **form: bool) -> th.Tensor:
         q_net.reset_noise()
         with th.autocast(self.device.type, th.bfloat16, enabled=self.amp == "bf16"):
-            return q_net(observations, deterministic=False, relative=relative).float()
+            return q_net(observations, deterministic=False, **form).float()
 
     def predict(
         self,
@@ -421,43 +429,3 @@ class RainbowDQN(DQN):
                 raise ValueError(
                     f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model"
                 )
-
-
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    """
-    :param arguments: of ``RainbowDQN``, by name
-    :raises ValueError: if one is out of range; what SB3 checks itself is left to it
-    """
-    for name in ("buffer_size", "batch_size", "n_steps", "target_update_interval"):
-        check_integer(name, arguments[name], 1)
-    check_integer("learning_starts", arguments["learning_starts"], 0)
-    check_integer("gradient_steps", arguments["gradient_steps"], -1)
-    if isinstance(arguments["train_freq"], int):
-        check_integer("train_freq", arguments["train_freq"], 1)
-    for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
-        check_number(name, arguments[name], 0, 1)
-    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
-    check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
-    for name in ("double_q", "dueling", "prioritized", "compile"):
-        check_choice(name, arguments[name], (True, False))
-    check_choice("noisy", arguments["noisy"], NOISY)
-    check_choice("amp", arguments["amp"], (None, "bf16"))
-    if arguments["sigma0"] is not None:
-        check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
-
-
-def _name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:
-    """Which quantity of an update is the first that is not finite."""
-    quantities: dict[str, Any] = {"rewards": replay_data.rewards}
-    for name in ("observations", "next_observations"):
-        observations = getattr(replay_data, name)
-        quantities |= (
-            {f"{name}[{key!r}]": entry for key, entry in observations.items()}
-            if isinstance(observations, Mapping)
-            else {name: observations}
-        )
-    quantities |= {"weights": getattr(replay_data, "weights", None), "td_errors": td_errors.detach()}
-    for name, values in quantities.items():
-        if values is not None and not values.isfinite().all():
-            return f"{name} of the sampled batch contain {values[~values.isfinite()][0].item()}: training stopped"
-    return "the gradient is not finite: training stopped"

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 
 
 class PrioritizedReplayBufferSamples(NamedTuple):
@@ -36,3 +36,7 @@ class PrioritizedReplayBufferSamples(NamedTuple):
             return {key: entry.to(device) for key, entry in value.items()} if isinstance(value, dict) else value.to(device)
 
         return self._replace(**{name: move(getattr(self, name)) for name in self._fields if name != "leaf_indices"})
+
+
+#: What an update takes
+Samples = PrioritizedReplayBufferSamples | ReplayBufferSamples | DictReplayBufferSamples

@@ -77,6 +77,7 @@ def go_on(folder: Path, spoil=lambda model: None) -> str:
         {},
         {"n_steps": 1, "prioritized": False},  # SB3's own buffer
         {"noisy": "independent", "train_freq": 4, "gradient_steps": 2},
+        {"n_atoms": 11, "v_min": 0, "v_max": 50},
         {"policy_kwargs": {"net_arch": [32], "activation_fn": th.nn.Tanh}},
     ],
     ids=str,
@@ -271,7 +272,7 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
 
 
 def test_what_does_not_match_is_named_with_both_values(saved):
-    for settings, name in (({"n_steps": 5}, "n_steps"), ({"gamma": 0.5}, "gamma"), ({"buffer_size": 400}, "buffer_size")):
+    for settings, name in (({"n_steps": 5}, "n_steps"), ({"gamma": 0.5}, "gamma"), ({"v_max": 7}, "v_max")):
         model = make_model("cartpole", 1, **settings)
         before = fingerprint_of_parameters(model)
         with pytest.raises(ValueError, match=rf"{name}={next(iter(settings.values()))} in the model, .* in the checkpoint"):

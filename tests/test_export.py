@@ -19,7 +19,9 @@ def run(path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     return session.run(None, inputs)[0]
 
 
-@pytest.mark.parametrize("parts", [{}, {"dueling": False}, {"noisy": False}, {"dueling": False, "noisy": False}], ids=str)
+@pytest.mark.parametrize(
+    "parts", [{}, {"dueling": False}, {"noisy": False}, {"dueling": False, "noisy": False}, {"n_atoms": 51}], ids=str
+)
 def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
     env = FakeImageEnv(4, 84, 84, 4, channel_first=True)
     model = RainbowDQN("CnnPolicy", env, sigma0=2.0, **parts)

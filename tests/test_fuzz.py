@@ -35,6 +35,9 @@ ARGUMENTS = {
     "prioritized": ([True, False], [1, None]),
     "alpha": ([0.0, 0.5, 1.0], [-0.1, 1.5]),
     "beta0": ([0.0, 0.4, 1.0], [-0.1, 2]),
+    "n_atoms": ([1, 2, 51], [0, 2.5]),
+    "v_min": ([-10.0, 0, -1e4], [None, -math.inf, math.nan]),
+    "v_max": ([10.0, 1, 1e4], [-2e4, math.inf]),
     "storage_device": (["cpu", "auto"], []),
     "amp": ([None, "bf16"], ["fp16", True]),
     "compile": ([False], ["yes", None]),  # True takes its time: test_speed_options.py

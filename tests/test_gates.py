@@ -23,8 +23,10 @@ ARROWS = {
     "replay": set(),
     "noisy": set(),
     "losses": set(),
-    "policies": {"noisy"},
-    "rainbow": {"policies", "losses", "replay.arrays", "replay.buffer"},
+    "heads": {"losses"},
+    "checks": {"noisy"},
+    "policies": {"noisy", "heads"},
+    "rainbow": {"policies", "losses", "checks", "replay.arrays", "replay.buffer"},
     "tuning": set(),
     "envs.subproc": {"checkpoint.encoding"},
     "envs.atari": set(),
@@ -39,7 +41,17 @@ ARROWS = {
     "": {"policies", "rainbow", "replay.buffer"},
 }
 #: Libraries that the rooms below SB3 may import; the others may import SB3 too
-NO_SB3 = {"arguments", "replay.arrays", "replay.n_step", "replay.priorities", "replay.frames", "noisy", "losses", "tuning"}
+NO_SB3 = {
+    "arguments",
+    "replay.arrays",
+    "replay.n_step",
+    "replay.priorities",
+    "replay.frames",
+    "noisy",
+    "losses",
+    "heads",
+    "tuning",
+}
 
 
 def room(path: Path) -> str:

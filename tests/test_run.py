@@ -32,6 +32,9 @@ PARTS = [
     {"noisy": "independent"},
     {"prioritized": False},
     {"noisy": False, "dueling": False},
+    {"n_atoms": 51},
+    {"n_atoms": 2, "dueling": False},
+    {"n_atoms": 51, "v_min": 0, "v_max": 1e6, "noisy": False, "dueling": False, "double_q": False, "prioritized": False},
 ]
 
 

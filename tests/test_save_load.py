@@ -28,7 +28,15 @@ def state(model: RainbowDQN) -> dict[str, th.Tensor]:
 
 @pytest.mark.parametrize("to", ["str", "path", "file"])
 @pytest.mark.parametrize(
-    "arguments", [{}, {"dueling": False}, {"noisy": "independent"}, {"noisy": False, "n_steps": 7, "beta0": 0.7}], ids=str
+    "arguments",
+    [
+        {},
+        {"dueling": False},
+        {"noisy": "independent"},
+        {"noisy": False, "n_steps": 7, "beta0": 0.7},
+        {"n_atoms": 21, "v_min": 0, "v_max": 30.5},
+    ],
+    ids=str,
 )
 def test_a_loaded_model_is_the_saved_one(tmp_path, arguments, to):
     model = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL, **arguments).learn(100)
@@ -42,7 +50,8 @@ def test_a_loaded_model_is_the_saved_one(tmp_path, arguments, to):
         obs = th.from_numpy(OBS)
         assert th.equal(loaded.q_net(obs), model.q_net(obs))
         assert th.equal(loaded.q_net_target(obs), model.q_net_target(obs))
-    for name in ("n_steps", "double_q", "dueling", "noisy", "sigma0", "prioritized", "alpha", "beta0", "storage_device"):
+    parts = ("n_steps", "double_q", "dueling", "noisy", "sigma0", "prioritized", "alpha", "beta0", "n_atoms", "v_min", "v_max")
+    for name in (*parts, "storage_device"):
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.exploration_rate == model.exploration_rate
     moments = [opt.state_dict()["state"] for opt in (model.policy.optimizer, loaded.policy.optimizer)]

@@ -35,8 +35,9 @@ def test_bfloat16_is_equal_within_its_rounding():
     assert all(p.dtype == p.grad.dtype == th.float32 for p in rounded.q_net.parameters())
 
 
-def test_bfloat16_learns_the_same():
-    exact, rounded = filled(), filled(amp="bf16")
+@pytest.mark.parametrize("n_atoms", [1, 51])
+def test_bfloat16_learns_the_same(n_atoms):
+    exact, rounded = filled(n_atoms=n_atoms), filled(amp="bf16", n_atoms=n_atoms)
     rounded.policy.load_state_dict(exact.policy.state_dict())
     losses = []
     for model in (exact, rounded):
@@ -60,8 +61,9 @@ def test_the_action_is_that_of_the_greatest_q_value_though_the_value_is_left_out
     assert (actions == model.q_net(obs).argmax(1).numpy()).all()
 
 
-def test_without_dueling_relative_values_are_q_values():
-    q_net = filled("MlpPolicy", dueling=False).q_net
+@pytest.mark.parametrize("parts", [{"dueling": False}, {"n_atoms": 5}], ids=str)
+def test_where_the_value_cannot_be_left_out_relative_values_are_q_values(parts):
+    q_net = filled("MlpPolicy", **parts).q_net
     obs = th.randn(5, 4)
     assert th.equal(q_net(obs, relative=True), q_net(obs))
 

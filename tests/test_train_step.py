@@ -1,5 +1,7 @@
 """One update, against an independent derivation from the papers; and what must not be in it."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch as th
@@ -16,6 +18,7 @@ from sb3_rainbow.rainbow import ADAM_EPS, PRIORITY_EPS
 
 OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
 PARTS = [{"n_steps": 3}, {"double_q": True}, {"dueling": True}, {"noisy": "factorised"}, {"prioritized": True}]
+C51 = {"n_atoms": 51}
 
 
 def model_with_data(n: int = 60, **kwargs) -> RainbowDQN:
@@ -45,15 +48,44 @@ def dense(x, prefix, parameters, noise, n_layers):
     return x
 
 
-def q_values_of(obs, parameters, noise):
-    value = dense(obs, "value_stream", parameters, noise, 3)
-    advantage = dense(obs, "advantage_stream", parameters, noise, 3)
+def outputs_of(obs, parameters, noise, n_atoms):
+    """Both streams together: [batch, n_actions, n_atoms]."""
+    value = dense(obs, "value_stream", parameters, noise, 3).reshape(len(obs), 1, n_atoms)
+    advantage = dense(obs, "advantage_stream", parameters, noise, 3).reshape(len(obs), -1, n_atoms)
     return value + advantage - advantage.sum(1, keepdim=True) / advantage.shape[1]
 
 
+def errors_of_values(batch, next_outputs, chooser, outputs):
+    best = chooser[:, :, 0].argmax(1)
+    values = next_outputs[range(16), best, 0]
+    targets = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * batch.discounts[:, 0] * values
+    errors = targets - outputs[range(16), batch.actions[:, 0], 0]
+    return errors, th.where(errors.abs() < 1, errors**2 / 2, errors.abs() - 0.5)
+
+
+def errors_of_distributions(batch, next_outputs, chooser, outputs):
+    """C51 algorithm 1, atom by atom, with the mean of the chooser's distributions; support -2, -1, ..., 2."""
+    support = th.arange(-2.0, 3.0)
+    errors = []
+    for i in range(16):
+        best = (chooser[i].exp() / chooser[i].exp().sum(1, keepdim=True) * support).sum(1).argmax()
+        next_probabilities = next_outputs[i, best].exp() / next_outputs[i, best].exp().sum()
+        m = th.zeros(5)
+        for z, p in zip(support, next_probabilities, strict=True):
+            b = float((batch.rewards[i] + (1 - batch.dones[i]) * batch.discounts[i] * z).clamp(-2, 2)) + 2
+            low = min(int(b), 3)
+            m[low] += p * (low + 1 - b)
+            m[low + 1] += p * (b - low)
+        p = outputs[i, batch.actions[i, 0]].exp() / outputs[i, batch.actions[i, 0]].exp().sum()
+        errors.append(sum(m_j * th.log(m_j / p_j) for m_j, p_j in zip(m, p, strict=True) if m_j > 0))
+    return th.stack(errors), th.stack(errors)
+
+
 @pytest.mark.parametrize("double_q", [True, False])
-def test_an_update_is_the_one_of_the_papers(double_q, monkeypatch):
-    model = model_with_data(double_q=double_q, beta0=0.6, max_grad_norm=0.5)
+@pytest.mark.parametrize("n_atoms", [1, 5])
+def test_an_update_is_the_one_of_the_papers(double_q, n_atoms, monkeypatch):
+    parts = {"double_q": double_q, "n_atoms": n_atoms, "v_min": -2, "v_max": 2}
+    model = model_with_data(beta0=0.6, max_grad_norm=0.05, **parts)
     with th.no_grad():
         for parameter in model.q_net_target.parameters():
             parameter.add_(th.randn_like(parameter) * 0.3)
@@ -78,19 +110,16 @@ def test_an_update_is_the_one_of_the_papers(double_q, monkeypatch):
     assert [q_net is model.q_net for q_net, _ in drawn] == ([True] if double_q else []) + [False, True]
     noise_choice, noise_target, noise_online = ([None] if not double_q else []) + [noise for _, noise in drawn]
     with th.no_grad():
-        target_values = q_values_of(batch.next_observations, target_parameters, noise_target)
-        chooser = q_values_of(batch.next_observations, parameters, noise_choice) if double_q else target_values
-        best = chooser.argmax(1)
-        targets = batch.rewards[:, 0] + (1 - batch.dones[:, 0]) * batch.discounts[:, 0] * target_values[range(16), best]
-    estimates = q_values_of(batch.observations, parameters, noise_online)[range(16), batch.actions[:, 0]]
-    errors = targets - estimates
-    huber = th.where(errors.abs() < 1, errors**2 / 2, errors.abs() - 0.5)
-    loss = (batch.weights[:, 0] * huber).sum() / 16
+        next_outputs = outputs_of(batch.next_observations, target_parameters, noise_target, n_atoms)
+        chooser = outputs_of(batch.next_observations, parameters, noise_choice, n_atoms) if double_q else next_outputs
+    outputs = outputs_of(batch.observations, parameters, noise_online, n_atoms)
+    errors, losses = (errors_of_values if n_atoms == 1 else errors_of_distributions)(batch, next_outputs, chooser, outputs)
+    loss = (batch.weights[:, 0] * losses).sum() / 16
     gradients = dict(zip(parameters, th.autograd.grad(loss, parameters.values()), strict=True))
     norm = th.stack([g.pow(2).sum() for g in gradients.values()]).sum().sqrt()
-    assert norm > 0.5, "the test should see the clipping"
+    assert norm > 0.05, "the test should see the clipping"
     for name, parameter in model.q_net.named_parameters():
-        gradient = gradients[name] * (0.5 / norm)
+        gradient = gradients[name] * (0.05 / norm)
         # Adam's first step: both moments are those of this gradient alone
         expected = parameters[name] - 0.01 * gradient / (gradient.abs() + ADAM_EPS)
         th.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-6)
@@ -160,13 +189,14 @@ def test_each_switch_changes_what_is_learned():
         return th.cat([p.flatten() for p in model.q_net.parameters()])
 
     plain = parameters()
-    for part in PARTS:
+    for part in [*PARTS, C51]:
         changed = parameters(**part)
         assert changed.shape != plain.shape or not th.equal(changed, plain), part
 
 
-def test_the_target_carries_no_gradient_and_td_errors_change_nothing():
-    model = model_with_data()
+@pytest.mark.parametrize("n_atoms", [1, 11])
+def test_the_target_carries_no_gradient_and_td_errors_change_nothing(n_atoms):
+    model = model_with_data(n_atoms=n_atoms)
     batch = model.replay_buffer.sample(8)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     leaves = model.replay_buffer._priorities.leaves.copy()
@@ -180,8 +210,9 @@ def test_the_target_carries_no_gradient_and_td_errors_change_nothing():
     assert (model.replay_buffer._priorities.leaves == leaves).all()
 
 
-def test_td_errors_take_the_samples_of_any_buffer():
-    model = model_with_data(noisy=False)
+@pytest.mark.parametrize("n_atoms", [1, 11])
+def test_td_errors_take_the_samples_of_any_buffer(n_atoms):
+    model = model_with_data(noisy=False, n_atoms=n_atoms)
     data = model.replay_buffer.sample(8)
     ours = model.td_errors(data)
     plain = ReplayBufferSamples(*data[:5], discounts=data.discounts)
@@ -248,14 +279,21 @@ def test_training_needs_no_environment_and_little_data():
 
 
 def test_adams_epsilon_is_the_papers_unless_every_part_is_off_or_it_is_given():
-    def eps(**kwargs):
-        return RainbowDQN("MlpPolicy", "CartPole-v1", **kwargs).policy.optimizer.defaults.get("eps")
+    def option(name, **kwargs):
+        return RainbowDQN("MlpPolicy", "CartPole-v1", **kwargs).policy.optimizer.defaults.get(name)
+
+    eps, fused = partial(option, "eps"), partial(option, "fused")
 
     assert eps() == 1.5e-4
     assert eps(**OFF) == DQN("MlpPolicy", "CartPole-v1").policy.optimizer.defaults["eps"] == 1e-8
     assert eps(**OFF | {"double_q": True}) == 1.5e-4
     assert eps(policy_kwargs={"optimizer_kwargs": {"eps": 1e-3}}) == 1e-3
     assert eps(policy_kwargs={"optimizer_class": th.optim.SGD}) is None
+    assert eps(**OFF | C51) == 1.5e-4
+    assert fused()
+    assert fused(policy_kwargs={"optimizer_kwargs": {"eps": 1e-3}}), "what is not given is ours"
+    assert eps(policy_kwargs={"optimizer_kwargs": {"foreach": True}}) == 1.5e-4
+    assert not fused(**OFF)
 
 
 def test_a_users_policy_kwargs_are_not_changed():

@@ -134,6 +134,8 @@ def make(algorithm: type[OffPolicyAlgorithm], **arguments: Any) -> Any:
 #: By name, what has ``train(gradient_steps, batch_size)``
 CONTENDERS: dict[str, Callable[[], Any]] = {
     "sb3-rainbow": lambda: make(RainbowDQN),
+    "sb3-rainbow, six parts": lambda: make(RainbowDQN, n_atoms=51),
+    "sb3-rainbow, six parts, bf16": lambda: make(RainbowDQN, n_atoms=51, amp="bf16"),
     "sb3-rainbow, bf16": lambda: make(RainbowDQN, amp="bf16"),
     "sb3-rainbow, compiled": lambda: make(RainbowDQN, compile=True),
     "sb3-rainbow, bf16, compiled": lambda: make(RainbowDQN, amp="bf16", compile=True),

@@ -77,6 +77,9 @@ _MUST_MATCH = (
     "prioritized",
     "dueling",
     "noisy",
+    "n_atoms",
+    "v_min",
+    "v_max",
 )
 
 

@@ -1,0 +1,59 @@
+"""What ``RainbowDQN`` refuses: wrong arguments, before anything is built, and numbers that are not finite."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+from sb3_rainbow.arguments import check_choice, check_integer, check_number
+from sb3_rainbow.noisy import NOISY
+from sb3_rainbow.type_aliases import Samples
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: of ``RainbowDQN``, by name
+    :raises ValueError: if one is out of range; what SB3 checks itself is left to it
+    """
+    for name in ("buffer_size", "batch_size", "n_steps", "target_update_interval", "n_atoms"):
+        check_integer(name, arguments[name], 1)
+    check_integer("learning_starts", arguments["learning_starts"], 0)
+    check_integer("gradient_steps", arguments["gradient_steps"], -1)
+    if isinstance(arguments["train_freq"], int):
+        check_integer("train_freq", arguments["train_freq"], 1)
+    for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
+        check_number(name, arguments[name], 0, 1)
+    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
+    check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
+    for name in ("double_q", "dueling", "prioritized", "compile"):
+        check_choice(name, arguments[name], (True, False))
+    check_choice("noisy", arguments["noisy"], NOISY)
+    check_choice("amp", arguments["amp"], (None, "bf16"))
+    for name in ("v_min", "v_max"):
+        check_number(name, arguments[name], -1e30, 1e30)  # float32 ends at 3e38
+    if arguments["v_min"] >= arguments["v_max"]:
+        raise ValueError(f"v_min={arguments['v_min']}: must be less than v_max={arguments['v_max']}")
+    if arguments["sigma0"] is not None:
+        check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
+
+
+def name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:
+    """
+    :param replay_data: batch of an update
+    :param td_errors: ``[batch, 1]``
+    :return: a sentence that names the first quantity that is not finite, and its value
+    """
+    quantities: dict[str, Any] = {"rewards": replay_data.rewards}
+    for name in ("observations", "next_observations"):
+        observations = getattr(replay_data, name)
+        quantities |= (
+            {f"{name}[{key!r}]": entry for key, entry in observations.items()}
+            if isinstance(observations, Mapping)
+            else {name: observations}
+        )
+    quantities |= {"weights": getattr(replay_data, "weights", None), "td_errors": td_errors.detach()}
+    for name, values in quantities.items():
+        if values is not None and not values.isfinite().all():
+            return f"{name} of the sampled batch contain {values[~values.isfinite()][0].item()}: training stopped"
+    return "the gradient is not finite: training stopped"
