@@ -46,6 +46,34 @@ class NatureConvolutions(NatureCNN):
         return self.cnn(observations.contiguous(memory_format=th.channels_last))
 
 
+class DataEfficientConvolutions(BaseFeaturesExtractor):
+    """
+    The small convolutions of data-efficient Rainbow (van Hasselt et al. 2019): 32 and 64 filters of 5x5, stride 5.
+
+    :param observation_space: image space, channels first
+    :param normalized_image: whether images are floats from 0 to 1, and not to be checked
+    """
+
+    def __init__(self, observation_space: spaces.Box, normalized_image: bool = False) -> None:
+        height, width = (((side - 5) // 5 + 1 - 5) // 5 + 1 for side in observation_space.shape[1:])
+        if not is_image_space(observation_space, normalized_image=normalized_image) or min(height, width) < 1:
+            raise ValueError(f"observation_space={observation_space}: must be an image, channels first, at least 25 by 25")
+        super().__init__(observation_space, features_dim=64 * height * width)
+        channels = observation_space.shape[0]
+        self.cnn = nn.Sequential(nn.Conv2d(channels, 32, 5, 5), nn.ReLU(), nn.Conv2d(32, 64, 5, 5), nn.ReLU(), nn.Flatten())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: ``[batch, channels, height, width]``
+        :return: ``[batch, features_dim]``
+        """
+        return self.cnn(observations)
+
+
+#: Of each stream, where the features extractor is only convolutions
+HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], list[int]] = {NatureConvolutions: [512], DataEfficientConvolutions: [256]}
+
+
 class Stream(nn.Sequential):
     """
     Fully connected layers, each but the last followed by an activation.
@@ -227,7 +255,8 @@ class RainbowPolicy(DQNPolicy):
     :param action_space: action space
     :param lr_schedule: learning rate schedule
     :param net_arch: sizes of the hidden layers after the features: of each stream, with ``dueling``. By default
-        ``[512]`` after ``NatureConvolutions``, none after ``NatureCNN``, else ``[64, 64]``
+        ``[512]`` after ``NatureConvolutions``, ``[256]`` after ``DataEfficientConvolutions``, none after ``NatureCNN``, else
+        ``[64, 64]``
     :param activation_fn: activation function
     :param features_extractor_class: features extractor; None for the class's own default
     :param features_extractor_kwargs: its keyword arguments
@@ -270,8 +299,8 @@ class RainbowPolicy(DQNPolicy):
         self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
-        if net_arch is None and features_extractor_class is NatureConvolutions:
-            net_arch = [512]
+        if net_arch is None:
+            net_arch = HIDDEN_UNITS.get(features_extractor_class)
         super().__init__(
             observation_space,
             action_space,
@@ -310,6 +339,13 @@ class CnnPolicy(RainbowPolicy):
 
     def _default_extractor(self) -> type[BaseFeaturesExtractor]:
         return NatureConvolutions if self.dueling or self.noisy else NatureCNN
+
+
+class DataEfficientCnnPolicy(RainbowPolicy):
+    """Policy for images, with the small network of van Hasselt et al. 2019. Parameters: see ``RainbowPolicy``."""
+
+    def _default_extractor(self) -> type[BaseFeaturesExtractor]:
+        return DataEfficientConvolutions
 
 
 class MultiInputPolicy(RainbowPolicy):

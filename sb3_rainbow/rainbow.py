@@ -16,7 +16,7 @@ from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
 from sb3_rainbow.checks import check_arguments, name_non_finite
-from sb3_rainbow.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
+from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.replay.arrays import keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 from sb3_rainbow.type_aliases import Samples
@@ -98,6 +98,7 @@ class RainbowDQN(DQN):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
+        "DataEfficientCnnPolicy": DataEfficientCnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: RainbowPolicy

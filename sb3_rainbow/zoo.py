@@ -9,29 +9,16 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from stable_baselines3.common import vec_env
 
 from sb3_rainbow.envs import SubprocVecEnv
+from sb3_rainbow.presets import PRESETS, hyperparams_path
 from sb3_rainbow.rainbow import RainbowDQN
 
 ALGO = "rainbow"
-
-
-def hyperparams_path(name: str = ALGO) -> Path:
-    """
-    :param name: name of the file, without ``.yml``
-    :return: a YAML of ours: in the installed package, or at the top of the checkout
-    :raises FileNotFoundError: if there is none in either place
-    """
-    package = Path(__file__).parent
-    for folder in (package / "hyperparams", package.parent / "hyperparams"):
-        if (folder / f"{name}.yml").is_file():
-            return folder / f"{name}.yml"
-    raise FileNotFoundError(f"no {name}.yml in {package}/hyperparams, nor in {package.parent}/hyperparams")
 
 
 def _register_algorithm(module: ModuleType) -> None:
@@ -57,8 +44,10 @@ def _register_config(module: ModuleType) -> None:
     @functools.wraps(initialise)
     def with_our_config(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = inspect.signature(initialise).bind(self, *args, **kwargs)
-        if arguments.arguments["algo"] == ALGO and not arguments.arguments.get("config"):
-            arguments.arguments["config"] = str(hyperparams_path())
+        if arguments.arguments["algo"] == ALGO:
+            config = arguments.arguments.get("config") or ALGO
+            if config in (ALGO, *PRESETS):
+                arguments.arguments["config"] = str(hyperparams_path(config))
         initialise(*arguments.args, **arguments.kwargs)
         if self.algo == ALGO and self.vec_env_class is vec_env.SubprocVecEnv:
             self.vec_env_class = SubprocVecEnv  # its workers may die, and be in a checkpoint

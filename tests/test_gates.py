@@ -28,17 +28,18 @@ ARROWS = {
     "policies": {"noisy", "heads"},
     "rainbow": {"policies", "losses", "checks", "replay.arrays", "replay.buffer"},
     "tuning": set(),
+    "presets": set(),
     "envs.subproc": {"checkpoint.encoding"},
     "envs.atari": set(),
     "envs": {"envs.atari", "envs.subproc"},
-    "zoo": {"rainbow", "tuning", "envs"},
+    "zoo": {"rainbow", "tuning", "envs", "presets"},
     "export": {"policies", "rainbow"},
     "checkpoint.folder": set(),
     "checkpoint.encoding": set(),
     "checkpoint.state": {"checkpoint.folder", "checkpoint.encoding", "rainbow", "replay.buffer"},
     "checkpoint.callback": {"checkpoint.folder", "checkpoint.state", "rainbow"},
     "checkpoint": {"checkpoint.folder", "checkpoint.state", "checkpoint.callback"},
-    "": {"policies", "rainbow", "replay.buffer"},
+    "": {"policies", "presets", "rainbow", "replay.buffer"},
 }
 #: Libraries that the rooms below SB3 may import; the others may import SB3 too
 NO_SB3 = {

@@ -62,4 +62,5 @@ def test_every_file_and_target_it_names_is_there():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"make ([\w-]+)", README):
         assert target in targets, target
-    assert (ROOT / "hyperparams/notebook.yml").is_file()
+    for name in re.findall(r"-conf (\w+)", README):
+        assert (ROOT / f"hyperparams/{name}.yml").is_file(), name

@@ -126,6 +126,17 @@ def test_one_argument_trains_on_ales_own_threads(install):
     assert "AtariVecEnv" in (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
 
 
+def test_the_papers_settings_run_by_name(install):
+    folder = install.folder / "preset"
+    params = ["-n", 60, "--eval-freq", -1, "-f", folder, "-params", "buffer_size:1000", "learning_starts:50"]
+    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-conf", "data_efficient", *params)
+    assert result.code == 0, result.output
+    config = (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
+    assert "DataEfficientCnnPolicy" in config
+    played = install.zoo("enjoy", "--algo", "rainbow", "--env", ATARI, "-f", folder, "--no-render", "-n", 20)
+    assert played.code == 0, played.output
+
+
 def test_training_can_be_continued_with_its_replay_buffer(install):
     folder = install.folder / "continued"
     common = ["--algo", "rainbow", "--env", "CartPole-v1", "-n", 300, "--eval-freq", 200, "-f", folder, "--save-replay-buffer"]

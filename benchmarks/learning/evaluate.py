@@ -5,6 +5,7 @@ Play whole games with a trained agent and print its unclipped scores:
 
 import argparse
 import csv
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ def load_run(run: Path, seed: int = 0, **env_kwargs: Any) -> tuple[BaseAlgorithm
     :return: the model as training left it, and its environment
     """
     args = yaml.load((next(run.glob("*/args.yml"))).read_text(), yaml.UnsafeLoader)
+    for package in args["gym_packages"]:
+        importlib.import_module(package)
     name = args["env"].replace("/", "-")
     hyperparams, stats_path = get_saved_hyperparams(str(run / name), test_mode=True)
     kwargs = yaml.safe_load(str(hyperparams.pop("env_kwargs", "{}"))) or {}

@@ -3,7 +3,7 @@ Train what a suite lists, through RL Zoo, several runs side by side: ``python be
 
 Every run has a folder, ``<out>/<suite>/<label>-<env>-<seed>``: RL Zoo's own files, ``curve.csv`` (one line per episode),
 ``scores.csv`` (the evaluation) and at last ``manifest.json``. Runs that have a manifest are skipped, so an interrupted suite
-goes on when it is started again.
+goes on when it is started again; with ``checkpoint_freq``, a run of Rainbow goes on where it was.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -37,7 +38,10 @@ class Run(NamedTuple):
     settings: dict[str, Any]
     seed: int
     evaluation: dict[str, Any]
-    frames_per_step: int
+    #: Modules that register environments
+    gym_packages: list[str]
+    #: Agent steps between checkpoints of Rainbow; 0 for none
+    checkpoint_freq: int
 
 
 def expand(name: str, suite: dict[str, Any], out: Path) -> list[Run]:
@@ -56,7 +60,8 @@ def expand(name: str, suite: dict[str, Any], out: Path) -> list[Run]:
             settings,
             seed,
             suite["evaluation"],
-            suite.get("frames_per_step", 1),
+            suite.get("gym_packages", []),
+            suite.get("checkpoint_freq", 0),
         )
         for seed in suite["seeds"]
         for env, steps in suite["envs"].items()
@@ -73,25 +78,29 @@ def train(run: Run) -> None:
     if (run.folder / "manifest.json").exists():
         return
     from evaluate import evaluate, load_run, summary
-    from stable_baselines3.common.monitor import load_results
 
     run.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "rl_zoo3.train", "--algo", run.settings["algo"], "--env", run.env]
     command += ["-n", str(run.steps), "--seed", str(run.seed), "-f", str(run.folder / "zoo"), "--eval-freq", "-1"]
     command += ["--num-threads", "1"]
+    if run.gym_packages:
+        command += ["--gym-packages", *run.gym_packages]
     if "config" in run.settings:
         command += ["-conf", str(HERE.parents[1] / run.settings["config"])]
-    if "hyperparams" in run.settings:
-        command += ["-params", *(f"{key}:{value!r}" for key, value in run.settings["hyperparams"].items())]
+    checkpoints = run.folder / "checkpoints"
+    callbacks: list[dict[str, Any]] = [{"episodes.EpisodeCurve": {"path": str(run.folder / "curve.csv")}}]
+    if run.checkpoint_freq and run.settings["algo"] == "rainbow":
+        resumable = {"save_freq": run.checkpoint_freq, "folder": str(checkpoints), "resume": True}
+        callbacks.insert(0, {"sb3_rainbow.checkpoint.ResumableCheckpointCallback": resumable})
+    hyperparams = run.settings.get("hyperparams", {}) | {"callback": callbacks}
+    command += ["-params", *(f"{key}:{value!r}" for key, value in hyperparams.items())]
+    python_path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.perf_counter()
-    with (run.folder / "log.txt").open("w") as log:
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
+    with (run.folder / "log.txt").open("a") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": python_path})
     seconds = time.perf_counter() - start
 
-    zoo = max((run.folder / "zoo" / run.settings["algo"]).iterdir(), key=lambda folder: folder.stat().st_mtime)
-    episodes = load_results(str(zoo))
-    episodes["step"] = episodes["l"].cumsum() // run.frames_per_step
-    episodes[["step", "r", "t"]].to_csv(run.folder / "curve.csv", index=False, header=["step", "return", "seconds"])
+    zoo = max((run.folder / "zoo" / run.settings["algo"]).rglob("args.yml"), key=lambda args: args.stat().st_mtime).parents[1]
     model, env = load_run(zoo, seed=run.seed + 1000)
     scores = evaluate(model, env, **run.evaluation)
     with (run.folder / "scores.csv").open("w", newline="") as file:
@@ -107,6 +116,7 @@ def train(run: Run) -> None:
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     (run.folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _git(*arguments: str) -> str:

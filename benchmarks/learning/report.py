@@ -1,0 +1,238 @@
+"""
+Tables and figures of a suite's results: ``python benchmarks/learning/report.py minatar``. Deterministic; runs that are not
+done are left out.
+
+It writes into ``<out>/<suite>``: ``report.md`` (per game and over all games: interquartile means of the evaluation scores with
+95% intervals by stratified bootstrap, see Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice"), ``curves`` and, if the suite has a reference, ``aggregate`` (PNG and SVG).
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import yaml
+from rliable import library, metrics
+from run import HERE, Run, expand
+
+#: Points of a learning curve; the return at each is the mean of the episodes that ended in the stretch before
+POINTS = 30
+REPETITIONS = 2000
+
+Scores = dict[str, np.ndarray]
+
+
+def done(runs: Sequence[Run]) -> list[Run]:
+    """
+    :param runs: of a suite
+    :return: those that have ended
+    """
+    return [run for run in runs if (run.folder / "manifest.json").exists()]
+
+
+def mean_score(run: Run) -> float:
+    """
+    :param run: one that has ended
+    :return: mean of its evaluation's games
+    """
+    with (run.folder / "scores.csv").open() as file:
+        return float(np.mean([float(line["score"]) for line in csv.DictReader(file)]))
+
+
+def curve(run: Run) -> np.ndarray:
+    """
+    :param run: one that has ended
+    :return: ``[POINTS]``: mean return of the episodes that ended in each stretch of the training; where none did, as before
+    """
+    episodes = np.loadtxt(run.folder / "curve.csv", delimiter=",", skiprows=1, ndmin=2)
+    stretch = np.minimum(episodes[:, 0] * POINTS // (run.steps + 1), POINTS - 1).astype(int)
+    means = np.full(POINTS, np.nan)
+    for i in np.unique(stretch):
+        means[i] = episodes[stretch == i, 1].mean()
+    last = np.maximum.accumulate(np.where(np.isnan(means), 0, np.arange(POINTS)))
+    return means[last]
+
+
+def interquartile_means(scores: Scores) -> dict[str, tuple[float, float, float]]:
+    """
+    :param scores: by label, ``[n_seeds, n_games]``
+    :return: by label, the interquartile mean over all, and the ends of its 95% interval
+    """
+    points, intervals = library.get_interval_estimates(
+        scores,
+        lambda values: np.array([metrics.aggregate_iqm(values)]),
+        reps=REPETITIONS,
+        random_state=np.random.RandomState(0),
+    )
+    return {label: (float(points[label][0]), *map(float, intervals[label][:, 0])) for label in scores}
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """
+    :param header: of the columns
+    :param lines: cells
+    :return: Markdown
+    """
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def save(figure: plt.Figure, path: Path) -> None:
+    """
+    :param figure: is closed
+    :param path: without its ending
+    """
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    plt.close(figure)
+
+
+def draw_curves(runs: Sequence[Run], path: Path) -> None:
+    """
+    Mean over the seeds and their range, one picture per environment.
+
+    :param runs: those that have ended
+    :param path: without its ending
+    """
+    envs, labels = (list(dict.fromkeys(values)) for values in ([run.env for run in runs], [run.label for run in runs]))
+    columns = min(3, len(envs))
+    rows = -(-len(envs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(envs) :]:
+        axis.axis("off")
+    for env, axis in zip(envs, axes.flat, strict=False):
+        for i, label in enumerate(labels):
+            chosen = [run for run in runs if (run.env, run.label) == (env, label)]
+            if not chosen:
+                continue
+            steps = np.linspace(0, chosen[0].steps, POINTS + 1)[1:]
+            returns = np.stack([curve(run) for run in chosen])
+            # The two that all others lie between stand out
+            axis.plot(steps, returns.mean(0), color=f"C{i}", linewidth=2 if i < 2 else 1.2, label=label)
+            axis.fill_between(steps, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.12 if i < 2 else 0.05, linewidth=0)
+        axis.set(title=env, xlim=(0, None), xlabel="agent steps", ylabel="return while training")
+        axis.grid(alpha=0.3)
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    place = {"loc": "center", "bbox_to_anchor": axes.flat[-1].get_position()} if len(envs) < rows * columns else {}
+    figure.legend(handles, names, **(place or {"loc": "outside lower center", "ncols": 4}))
+    save(figure, path)
+
+
+def draw_aggregate(values: dict[str, tuple[float, float, float]], reference: str, path: Path) -> None:
+    """
+    Interquartile mean over all games of each label.
+
+    :param values: by label: the mean, and the ends of its interval
+    :param reference: label whose mean is 1 in every game
+    :param path: without its ending
+    """
+    figure, axis = plt.subplots(figsize=(7, 0.5 * len(values) + 1.2), layout="constrained")
+    labels = list(values)[::-1]
+    for i, label in enumerate(labels):
+        middle, low, high = values[label]
+        axis.plot([low, high], [i, i], color="C0", linewidth=8, alpha=0.35, solid_capstyle="butt")
+        axis.plot([middle, middle], [i - 0.28, i + 0.28], color="C0", linewidth=2)
+    axis.axvline(values[reference][0], color="grey", linewidth=0.8, linestyle=":")
+    axis.set(
+        yticks=range(len(labels)), yticklabels=labels, xlabel=f"score, {reference}'s mean in each game = 1 (IQM, 95% interval)"
+    )
+    axis.grid(axis="x", alpha=0.3)
+    save(figure, path)
+
+
+def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
+    """
+    :param runs: those of the suite that have ended
+    :param reference: label by which scores are divided for the mean over games; None for none
+    :param path: folder for the figures
+    :return: Markdown
+    """
+    envs, labels = (list(dict.fromkeys(values)) for values in ([run.env for run in runs], [run.label for run in runs]))
+    scores = {(run.env, run.label, run.seed): mean_score(run) for run in runs}
+    lines = []
+    for env in envs:
+        of_env = {}
+        for label in labels:
+            values = [scores[env, label, run.seed] for run in runs if (run.env, run.label) == (env, label)]
+            if values:
+                of_env[label] = np.array(values)[:, None]
+        means = interquartile_means(of_env)
+        for label, (middle, low, high) in means.items():
+            each = ", ".join(f"{score:.1f}" for score in of_env[label][:, 0])
+            lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", f"{low:.2f} to {high:.2f}", each])
+    parts = [table(["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"], lines)]
+    draw_curves(runs, path / "curves")
+    parts.append("![learning curves](curves.png)\n")
+
+    seeds = {
+        label: set.intersection(*({s for e, name, s in scores if (e, name) == (env, label)} for env in envs))
+        for label in labels
+    }
+    complete = {label: sorted(of_label) for label, of_label in seeds.items() if of_label}
+    if reference in complete:
+        unit = [np.mean([scores[env, reference, seed] for seed in complete[reference]]) for env in envs]
+        matrix = {
+            label: np.array([[scores[env, label, seed] for env in envs] for seed in of_label]) / unit
+            for label, of_label in complete.items()
+        }
+        means = interquartile_means(matrix)
+        draw_aggregate(means, reference, path / "aggregate")
+        rows = [
+            [label, str(len(complete[label])), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
+            for label, (middle, low, high) in means.items()
+        ]
+        parts.append(table(["over all games", "seeds", f"IQM, {reference} = 1", "95% interval"], rows))
+        parts.append("![over all games](aggregate.png)\n")
+    return "\n".join(parts)
+
+
+def provenance(runs: Sequence[Run], command: str) -> str:
+    """
+    :param runs: those that have ended
+    :param command: that writes the report
+    :return: Markdown: where the numbers come from
+    """
+    manifests: list[dict[str, Any]] = [json.loads((run.folder / "manifest.json").read_text()) for run in runs]
+    hours = sum(manifest["seconds"] for manifest in manifests) / 3600
+    commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})
+    machines = sorted({manifest["machine"] for manifest in manifests})
+    evaluation = ", ".join(f"{name} {value}" for name, value in runs[0].evaluation.items())
+    return (
+        f"{len(runs)} runs, {hours:.1f} hours of one core. Evaluation of each at its end: {evaluation}. Curves: episodes "
+        f"while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; {'; '.join(machines)}. Each run's "
+        f"folder has its command, versions and raw numbers. This page: `{command}`.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("suite", help="name in suites.yml")
+    parser.add_argument("--suites", type=Path, default=HERE / "suites.yml")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    plt.rcParams["svg.hashsalt"] = args.suite  # the same file every time
+
+    suite = yaml.safe_load(args.suites.read_text())[args.suite]
+    all_runs = expand(args.suite, suite, args.out)
+    runs = done(all_runs)
+    if not runs:
+        raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
+    path = args.out / args.suite
+    body = report(runs, suite.get("reference"), path)
+    title = f"# {args.suite}: {len(runs)} of {len(all_runs)} runs\n"
+    about = provenance(runs, f"python benchmarks/learning/report.py {args.suite}")
+    (path / "report.md").write_text("\n".join([title, body, about]))
+    print(path / "report.md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Settings by name build what the papers describe."""
+
+import pytest
+import torch as th
+import yaml
+from stable_baselines3.common.envs import FakeImageEnv
+
+from sb3_rainbow import RainbowDQN, preset
+from sb3_rainbow.presets import PRESETS, hyperparams_path
+
+FRAMES = {"screen_height": 84, "screen_width": 84, "n_channels": 4, "channel_first": True}
+
+
+def model_of(name: str) -> RainbowDQN:
+    # Little memory and no wait for the first update
+    return RainbowDQN(env=FakeImageEnv(6, **FRAMES), **preset(name) | {"buffer_size": 100, "learning_starts": 8}, seed=0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_trains_and_its_values_reach_the_model(name):
+    settings = preset(name)
+    model = model_of(name).learn(16)
+    assert model._n_updates > 0
+    for argument in ("learning_rate", "batch_size", "target_update_interval", "n_steps", "alpha", "beta0", "sigma0", "noisy"):
+        assert getattr(model, argument) == settings[argument], argument
+    assert model.policy.optimizer.defaults["eps"] == settings["policy_kwargs"]["optimizer_kwargs"]["eps"]
+    assert model.q_net.head.n_atoms == settings.get("n_atoms", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "convolutions", "streams"),
+    [
+        # Weights and biases; streams of 512 and 256 units with two numbers for each weight, value and 6 actions, 51 atoms
+        ("hessel", 77_984, 2 * (2 * 512 * (3136 + 1) + 7 * 51 * (512 + 1))),
+        ("data_efficient", 54_496, 2 * (2 * 256 * (576 + 1) + 7 * 51 * (256 + 1))),
+    ],
+)
+def test_the_networks_have_the_papers_sizes(name, convolutions, streams):
+    q_net = model_of(name).q_net
+    assert sum(p.numel() for p in q_net.features_extractor.parameters()) == convolutions
+    assert sum(p.numel() for p in q_net.parameters()) == convolutions + streams
+
+
+def test_every_value_of_the_papers_has_a_number_and_hessels_are_table_1():
+    for name in PRESETS:
+        settings = yaml.safe_load(hyperparams_path(name).read_text())["atari"]
+        texts = [value for value in settings.values() if isinstance(value, str)]
+        assert not any(character.isdigit() for text in texts for character in text), "YAML took a number for a text"
+    table = {
+        "learning_starts": 80_000 / 4,
+        "learning_rate": 0.0000625,
+        "exploration_initial_eps": 0.0,
+        "exploration_final_eps": 0.0,
+        "sigma0": 0.5,
+        "target_update_interval": 32_000 / 4,
+        "policy_kwargs": {"optimizer_kwargs": {"eps": 1.5e-4}},
+        "alpha": 0.5,
+        "beta0": 0.4,
+        "n_steps": 3,
+        "n_atoms": 51,
+        "v_min": -10.0,
+        "v_max": 10.0,
+    }
+    assert preset("hessel").items() >= table.items()
+
+
+def test_a_preset_that_there_is_not_is_named():
+    with pytest.raises(ValueError, match=r"name='rainbw': must be one of 'hessel', 'dopamine'"):
+        preset("rainbw")
+
+
+def test_the_small_network_refuses_what_it_cannot_see():
+    env = FakeImageEnv(20, 20, 4, 6, channel_first=True)
+    with pytest.raises(ValueError, match=r"observation_space=Box.*at least 25 by 25"):
+        RainbowDQN("DataEfficientCnnPolicy", env)
+    small = RainbowDQN("DataEfficientCnnPolicy", FakeImageEnv(6, 25, 49, 1, channel_first=True), buffer_size=10)
+    assert small.q_net.features_dim == 64
+    assert small.q_net(th.zeros(3, 1, 25, 49, dtype=th.uint8)).shape == (3, 6)
