@@ -9,7 +9,7 @@ SUITE ?= classic
 LOGS ?= logs
 BIN := .venv/bin
 
-.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-gpu bench-smoke bench-learning type lint format check-codestyle commit-checks clean
+.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
@@ -51,6 +51,10 @@ bench-smoke: .venv/ready
 
 bench-learning: .venv/ready
 	$(BIN)/python benchmarks/learning/run.py $(SUITE)
+
+# Tables and figures of what bench-learning has done so far
+report: .venv/ready
+	$(BIN)/python benchmarks/learning/report.py $(SUITE)
 
 type: .venv/ready
 	$(BIN)/mypy

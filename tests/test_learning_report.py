@@ -1,0 +1,79 @@
+"""The report of the learning benchmarks: means that can be checked by hand, nothing invented, the same file every time."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SUITE = {
+    "envs": {"A-v0": 300, "B-v0": 300},
+    "algorithms": {"dqn": {"algo": "dqn"}, "rainbow": {"algo": "rainbow"}},
+    "seeds": [0, 1, 2, 3],
+    "evaluation": {"n_games": 2},
+    "reference": "dqn",
+}
+#: Mean score by algorithm and seed; the middle two of four make the interquartile mean
+SCORES = {"dqn": [1.0, 2.0, 4.0, 100.0], "rainbow": [4.0, 6.0, 8.0, 90.0]}
+
+
+def write_run(folder: Path, score: float) -> None:
+    folder.mkdir(parents=True)
+    with (folder / "scores.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("score",), (score - 1,), (score + 1,)])
+    with (folder / "curve.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "return", "seconds"), *((step, step / 100, 1) for step in range(40, 301, 20))])
+    manifest = {"seconds": 3600, "commit": "0123456789abcdef", "dirty": False, "machine": "a machine"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def report(out: Path) -> str:
+    (out / "suites.yml").write_text(yaml.safe_dump({"tiny": SUITE}, sort_keys=False))
+    command = [sys.executable, ROOT / "benchmarks/learning/report.py", "tiny", "--suites", out / "suites.yml", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (out / "tiny/report.md").read_text()
+
+
+@pytest.fixture
+def results(tmp_path):
+    for label, scores in SCORES.items():
+        for env in SUITE["envs"]:
+            for seed, score in enumerate(scores):
+                write_run(tmp_path / f"tiny/{label}-{env}-{seed}", score)
+    return tmp_path
+
+
+def test_interquartile_means_are_those_of_the_middle_half(results):
+    text = report(results)
+    assert "# tiny: 16 of 16 runs" in text
+    assert "16.0 hours" in text
+    assert "0123456789;" in text
+    for env in SUITE["envs"]:
+        assert f"| {env} | dqn | 4 | 3.00 | " in text
+        assert f"| {env} | rainbow | 4 | 7.00 | " in text
+    unit = np.mean(SCORES["dqn"])
+    assert f"| dqn | 4 | {3 / unit:.2f} | " in text
+    assert f"| rainbow | 4 | {7 / unit:.2f} | " in text
+
+
+def test_the_same_results_make_the_same_files(results):
+    files = [results / "tiny" / name for name in ("report.md", "curves.png", "curves.svg", "aggregate.svg")]
+    report(results)
+    first = [path.read_bytes() for path in files]
+    report(results)
+    assert [path.read_bytes() for path in files] == first
+
+
+def test_runs_that_have_not_ended_are_left_out(results):
+    for seed in (1, 2, 3):
+        (results / f"tiny/rainbow-B-v0-{seed}/manifest.json").unlink()
+    text = report(results)
+    assert "13 of 16 runs" in text
+    assert "| B-v0 | rainbow | 1 | 4.00 | 4.00 to 4.00 | 4.0 |" in text
+    assert "| rainbow | 1 | " in text, "over all games only the seed that all games have"
