@@ -30,10 +30,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_choice(name, arguments[name], (True, False))
     check_choice("noisy", arguments["noisy"], NOISY)
     check_choice("amp", arguments["amp"], (None, "bf16"))
-    for name in ("v_min", "v_max"):
-        check_number(name, arguments[name], -1e30, 1e30)  # float32 ends at 3e38
-    if arguments["v_min"] >= arguments["v_max"]:
-        raise ValueError(f"v_min={arguments['v_min']}: must be less than v_max={arguments['v_max']}")
+    v_min, v_max = arguments["v_min"], arguments["v_max"]
+    if v_min is not None or v_max is not None:  # else quantiles
+        check_number("v_min", v_min, -1e30, 1e30)  # float32 ends at 3e38
+        check_number("v_max", v_max, -1e30, 1e30)
+        if v_min >= v_max:
+            raise ValueError(f"v_min={v_min}: must be less than v_max={v_max}")
     if arguments["sigma0"] is not None:
         check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
 

@@ -1,6 +1,7 @@
 """
-What the Q-network says of each action's return: its expected value, or its distribution over atoms (Bellemare et al. 2017,
-"A Distributional Perspective on Reinforcement Learning", C51 below). Everything that differs between the two is here.
+What the Q-network says of each action's return: its expected value, or its distribution, as probabilities of given returns
+(Bellemare et al. 2017, "A Distributional Perspective on Reinforcement Learning", C51 below) or as quantiles. Everything that
+differs between them is here.
 """
 
 import torch as th
@@ -121,3 +122,59 @@ class Categorical(ExpectedValue):
     def extra_repr(self) -> str:
         """:return: what ``print`` shows"""
         return f"n_atoms={self.n_atoms}, v_min={self.support[0]:g}, v_max={self.support[-1]:g}"
+
+
+class Quantiles(ExpectedValue):
+    r"""
+    Quantiles of the return: the positions of ``n_atoms`` equally probable returns (Dabney et al. 2018, "Distributional
+    Reinforcement Learning with Quantile Regression"), so that nobody needs to know which returns are possible. The Q-value is
+    their mean. The errors are quantile Huber losses, which are minimised and are the priorities.
+
+    :param n_atoms: number of quantiles
+    """
+
+    def __init__(self, n_atoms: int) -> None:
+        super().__init__()
+        self.n_atoms = n_atoms
+
+    def forward(self, outputs: th.Tensor) -> th.Tensor:
+        """
+        Q-values: the means of the quantiles.
+
+        :param outputs: ``[batch, n_actions, n_atoms]``: quantiles
+        :return: ``[batch, n_actions]``
+        """
+        return outputs.mean(dim=2)
+
+    def td_errors(self, targets: th.Tensor, outputs: th.Tensor) -> th.Tensor:
+        """
+        Quantile Huber losses.
+
+        :param targets: ``[batch, n_atoms]``: quantiles of the targets
+        :param outputs: ``[batch, n_atoms]``: of the online network, for the actions taken
+        :return: ``[batch, 1]``
+        """
+        return losses.quantile_huber(targets, outputs)
+
+    def loss(self, td_errors: th.Tensor) -> th.Tensor:
+        """
+        :param td_errors: ``[batch, 1]``: quantile Huber losses
+        :return: the same
+        """
+        return td_errors
+
+    def extra_repr(self) -> str:
+        """:return: what ``print`` shows"""
+        return f"n_atoms={self.n_atoms}"
+
+
+def make_head(n_atoms: int, v_min: float | None, v_max: float | None) -> ExpectedValue:
+    """
+    :param n_atoms: 1 for expected values
+    :param v_min: smallest return of the distributions; None for quantiles
+    :param v_max: largest return of the distributions; None for quantiles
+    :return: the head that these arguments of ``RainbowDQN`` ask for
+    """
+    if n_atoms == 1:
+        return ExpectedValue()
+    return Quantiles(n_atoms) if v_min is None or v_max is None else Categorical(n_atoms, v_min, v_max)

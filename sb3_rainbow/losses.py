@@ -73,6 +73,24 @@ def kl_divergence(targets: th.Tensor, log_probabilities: th.Tensor) -> th.Tensor
     return F.kl_div(log_probabilities, targets, reduction="none").sum(dim=1, keepdim=True)
 
 
+def quantile_huber(targets: th.Tensor, quantiles: th.Tensor) -> th.Tensor:
+    r"""
+    Errors of the quantiles at :math:`\hat\tau_i = (i - 1/2) / N` (Dabney et al. 2018, "Distributional Reinforcement Learning
+    with Quantile Regression", algorithm 1), with the Huber loss :math:`L` of ``huber``:
+
+    .. math:: \sum_i \frac{1}{N} \sum_j |\hat\tau_i - 1_{u_{ij} < 0}| \, L(u_{ij}), \quad u_{ij} = y_j - \theta_i
+
+    :param targets: ``[batch, n_atoms]``: :math:`y_j`
+    :param quantiles: ``[batch, n_atoms]``: :math:`\theta_i`
+    :return: ``[batch, 1]``
+    """
+    n_atoms = quantiles.shape[1]
+    taus = (th.arange(n_atoms, device=quantiles.device) + 0.5) / n_atoms
+    errors = targets[:, None, :] - quantiles[:, :, None]
+    shares = (taus[:, None] - (errors < 0).float()).abs()
+    return (shares * huber(errors)).mean(dim=2).sum(dim=1, keepdim=True)
+
+
 def weighted_mean(losses: th.Tensor, weights: th.Tensor | float) -> th.Tensor:
     r"""
     :math:`\frac{1}{B} \sum_i w_i \ell_i` (PER algorithm 1, line 13).

@@ -19,7 +19,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
-from sb3_rainbow.heads import Categorical, ExpectedValue
+from sb3_rainbow.heads import make_head
 from sb3_rainbow.noisy import SIGMA0, NoisyLinear
 
 
@@ -130,8 +130,8 @@ class NoisyQNetwork(QNetwork):
     :param noisy: ``"factorised"``, ``"independent"``, or False
     :param sigma0: initial noise, see ``NoisyLinear``
     :param n_atoms: 1 for Q-values; more for distributions, see ``Categorical``
-    :param v_min: smallest return of the distributions
-    :param v_max: largest return of the distributions
+    :param v_min: smallest return of the distributions; None for quantiles, see ``Quantiles``
+    :param v_max: largest return of the distributions; None for quantiles
     """
 
     def __init__(
@@ -146,15 +146,15 @@ class NoisyQNetwork(QNetwork):
         noisy: str | bool = "factorised",
         sigma0: float = 0.5,
         n_atoms: int = 1,
-        v_min: float = -10.0,
-        v_max: float = 10.0,
+        v_min: float | None = -10.0,
+        v_max: float | None = 10.0,
     ) -> None:
         super().__init__(
             observation_space, action_space, features_extractor, features_dim, net_arch, activation_fn, normalize_images
         )
         self.noisy = noisy
         self.sigma0 = sigma0
-        self.head = Categorical(n_atoms, v_min, v_max) if n_atoms > 1 else ExpectedValue()
+        self.head = make_head(n_atoms, v_min, v_max)
         self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         self._scales_images = normalize_images and is_image_space(observation_space)
         self._make_streams()
@@ -267,8 +267,8 @@ class RainbowPolicy(DQNPolicy):
     :param noisy: ``"factorised"`` or ``"independent"`` noise in the fully connected layers, or False
     :param sigma0: initial noise, see ``NoisyLinear``; None for the default of the kind
     :param n_atoms: 1 for Q-values; more for distributions, see ``Categorical``
-    :param v_min: smallest return of the distributions
-    :param v_max: largest return of the distributions
+    :param v_min: smallest return of the distributions; None for quantiles, see ``Quantiles``
+    :param v_max: largest return of the distributions; None for quantiles
     """
 
     q_net: NoisyQNetwork
@@ -290,8 +290,8 @@ class RainbowPolicy(DQNPolicy):
         noisy: str | bool = "factorised",
         sigma0: float | None = None,
         n_atoms: int = 1,
-        v_min: float = -10.0,
-        v_max: float = 10.0,
+        v_min: float | None = -10.0,
+        v_max: float | None = 10.0,
     ) -> None:
         self.dueling = dueling
         self.noisy = noisy

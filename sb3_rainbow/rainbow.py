@@ -40,7 +40,7 @@ class RainbowDQN(DQN):
 
     Papers: https://arxiv.org/abs/1710.02298 (Rainbow), https://arxiv.org/abs/1509.06461 (double Q-learning),
     https://arxiv.org/abs/1511.06581 (dueling), https://arxiv.org/abs/1511.05952 (PER), https://arxiv.org/abs/1706.10295
-    (NoisyNet), https://arxiv.org/abs/1707.06887 (C51)
+    (NoisyNet), https://arxiv.org/abs/1707.06887 (C51), https://arxiv.org/abs/1710.10044 (QR-DQN)
 
     Defaults are those of SB3's DQN, but for Adam: its epsilon is 1.5e-4 (Rainbow, table 1), and it is fused, unless every
     part is off or ``policy_kwargs`` sets ``optimizer_class``, or ``eps`` and ``fused`` of ``optimizer_kwargs``.
@@ -84,7 +84,8 @@ class RainbowDQN(DQN):
     :param beta0: initial exponent of the importance weights, in [0, 1]; it grows to 1 over the training
     :param n_atoms: atoms of each action's distribution of the return; 1 for its expected value alone
     :param v_min: smallest return that a distribution can tell; smaller ones count as it. Discounted, as learned from: after
-        reward clipping and normalisation
+        reward clipping and normalisation. None, with ``v_max=None``: instead of the probabilities of ``n_atoms`` returns,
+        ``n_atoms`` quantiles are learned (QR-DQN), for which no range must be known
     :param v_max: largest return that a distribution can tell
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
@@ -140,8 +141,8 @@ class RainbowDQN(DQN):
         alpha: float = 0.5,
         beta0: float = 0.4,
         n_atoms: int = 1,
-        v_min: float = -10.0,
-        v_max: float = 10.0,
+        v_min: float | None = -10.0,
+        v_max: float | None = 10.0,
         storage_device: str = "cpu",
         amp: str | None = None,
         compile: bool = False,

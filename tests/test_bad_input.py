@@ -44,6 +44,8 @@ from sb3_rainbow import RainbowDQN
         ("v_min", math.nan),
         ("v_min", 10.0),
         ("v_max", math.inf),
+        ("v_min", None),  # v_max is a number
+        ("v_max", None),
         ("noisy", "gaussian"),
         ("noisy", True),
         ("dueling", "yes"),

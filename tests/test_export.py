@@ -20,7 +20,16 @@ def run(path, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "parts", [{}, {"dueling": False}, {"noisy": False}, {"dueling": False, "noisy": False}, {"n_atoms": 51}], ids=str
+    "parts",
+    [
+        {},
+        {"dueling": False},
+        {"noisy": False},
+        {"dueling": False, "noisy": False},
+        {"n_atoms": 51},
+        {"n_atoms": 20, "v_min": None, "v_max": None},
+    ],
+    ids=str,
 )
 def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
     env = FakeImageEnv(4, 84, 84, 4, channel_first=True)

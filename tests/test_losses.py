@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sb3_contrib.common.utils import quantile_huber_loss
 from torch.nn import functional as F
 
 from sb3_rainbow import losses
@@ -85,6 +86,28 @@ def test_huber_is_a_square_near_zero_and_a_line_beyond_one():
     errors = th.linspace(-4, 4, 81, requires_grad=True)
     (gradient,) = th.autograd.grad(losses.huber(errors).sum(), errors)
     th.testing.assert_close(gradient, errors.detach().clamp(-1, 1))
+
+
+@pytest.mark.parametrize("n_atoms", [1, 2, 50])
+def test_quantile_losses_are_those_of_qr_dqn(n_atoms):
+    generator = th.Generator().manual_seed(n_atoms)
+    targets, quantiles = th.randn(2, 16, n_atoms, generator=generator) * 3
+    ours = losses.quantile_huber(targets, quantiles)
+    assert ours.shape == (16, 1)
+    th.testing.assert_close(ours.mean(), quantile_huber_loss(quantiles, targets))
+
+
+def test_the_loss_of_a_quantile_is_least_where_it_splits_the_targets():
+    targets = th.tensor([[0.0, 10.0, 20.0, 30.0]])
+    quantiles = th.zeros(1, 2, requires_grad=True)  # at 1/4 and 3/4
+    optimizer = th.optim.SGD([quantiles], lr=0.5)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        losses.quantile_huber(targets, quantiles).sum().backward()
+        optimizer.step()
+    low, high = quantiles[0].tolist()
+    assert -1 <= low <= 11
+    assert 19 <= high <= 31
 
 
 def test_weights_multiply_each_loss_before_the_mean():

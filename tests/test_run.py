@@ -34,6 +34,7 @@ PARTS = [
     {"noisy": False, "dueling": False},
     {"n_atoms": 51},
     {"n_atoms": 2, "dueling": False},
+    {"n_atoms": 20, "v_min": None, "v_max": None},
     {"n_atoms": 51, "v_min": 0, "v_max": 1e6, "noisy": False, "dueling": False, "double_q": False, "prioritized": False},
 ]
 

@@ -35,6 +35,7 @@ def state(model: RainbowDQN) -> dict[str, th.Tensor]:
         {"noisy": "independent"},
         {"noisy": False, "n_steps": 7, "beta0": 0.7},
         {"n_atoms": 21, "v_min": 0, "v_max": 30.5},
+        {"n_atoms": 20, "v_min": None, "v_max": None},
     ],
     ids=str,
 )
