@@ -10,6 +10,9 @@ from sb3_rainbow.arguments import check_choice, check_integer, check_number
 from sb3_rainbow.noisy import NOISY
 from sb3_rainbow.type_aliases import Samples
 
+#: What ``RainbowDQN`` passes on to its policy
+PARTS_OF_POLICY = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
+
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
@@ -36,6 +39,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_number("v_max", v_max, -1e30, 1e30)
         if v_min >= v_max:
             raise ValueError(f"v_min={v_min}: must be less than v_max={v_max}")
+        if v_max - v_min < 1e-6 * arguments["n_atoms"] * max(abs(v_min), abs(v_max)):
+            raise ValueError(f"v_max={v_max}: must be farther from v_min={v_min}, for float32 to tell the atoms apart")
+    for name in PARTS_OF_POLICY:
+        if name in (arguments["policy_kwargs"] or {}):
+            raise ValueError(f"policy_kwargs={arguments['policy_kwargs']}: must not have {name!r}, an argument of RainbowDQN")
     if arguments["sigma0"] is not None:
         check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
 

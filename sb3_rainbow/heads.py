@@ -128,7 +128,9 @@ class Quantiles(ExpectedValue):
     r"""
     Quantiles of the return: the positions of ``n_atoms`` equally probable returns (Dabney et al. 2018, "Distributional
     Reinforcement Learning with Quantile Regression"), so that nobody needs to know which returns are possible. The Q-value is
-    their mean. The errors are quantile Huber losses, which are minimised and are the priorities.
+    their mean. The errors are quantile Huber losses, which are minimised.
+
+    Departure: they are the priorities too; the paper's agent samples uniformly.
 
     :param n_atoms: number of quantiles
     """

@@ -8,7 +8,7 @@ def of_actions(outputs: th.Tensor, actions: th.Tensor) -> th.Tensor:
     """
     What the network says of one action in each state. With double Q-learning, ``actions`` are those that the online network
     prefers, and ``outputs`` the target network's (van Hasselt et al. 2016, "Deep Reinforcement Learning with Double
-    Q-learning", eq. 4).
+    Q-learning", section "Double DQN").
 
     :param outputs: ``[batch, n_actions, n_atoms]``
     :param actions: ``[batch]`` int64

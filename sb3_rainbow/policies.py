@@ -55,11 +55,11 @@ class DataEfficientConvolutions(BaseFeaturesExtractor):
     """
 
     def __init__(self, observation_space: spaces.Box, normalized_image: bool = False) -> None:
-        height, width = (((side - 5) // 5 + 1 - 5) // 5 + 1 for side in observation_space.shape[1:])
-        if not is_image_space(observation_space, normalized_image=normalized_image) or min(height, width) < 1:
+        is_image = is_image_space(observation_space, normalized_image=normalized_image)
+        if not is_image or min(observation_space.shape[1:]) < 25:
             raise ValueError(f"observation_space={observation_space}: must be an image, channels first, at least 25 by 25")
-        super().__init__(observation_space, features_dim=64 * height * width)
-        channels = observation_space.shape[0]
+        channels, height, width = observation_space.shape
+        super().__init__(observation_space, features_dim=64 * (height // 5 // 5) * (width // 5 // 5))
         self.cnn = nn.Sequential(nn.Conv2d(channels, 32, 5, 5), nn.ReLU(), nn.Conv2d(32, 64, 5, 5), nn.ReLU(), nn.Flatten())
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
@@ -71,7 +71,7 @@ class DataEfficientConvolutions(BaseFeaturesExtractor):
 
 
 #: Of each stream, where the features extractor is only convolutions
-HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], list[int]] = {NatureConvolutions: [512], DataEfficientConvolutions: [256]}
+HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], int] = {NatureConvolutions: 512, DataEfficientConvolutions: 256}
 
 
 class Stream(nn.Sequential):
@@ -300,7 +300,8 @@ class RainbowPolicy(DQNPolicy):
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
         if net_arch is None:
-            net_arch = HIDDEN_UNITS.get(features_extractor_class)
+            hidden_units = HIDDEN_UNITS.get(features_extractor_class)
+            net_arch = None if hidden_units is None else [hidden_units]
         super().__init__(
             observation_space,
             action_space,

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
-from sb3_rainbow.checks import check_arguments, name_non_finite
+from sb3_rainbow.checks import PARTS_OF_POLICY, check_arguments, name_non_finite
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.replay.arrays import keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
@@ -48,7 +48,8 @@ class RainbowDQN(DQN):
     Departure: DQN's epsilon-greedy exploration goes on beside the noise; the paper's Rainbow has none
     (``exploration_initial_eps=exploration_final_eps=0``).
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a subclass of ``RainbowPolicy``
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"DataEfficientCnnPolicy"``, ``"MultiInputPolicy"``, or a subclass of
+        ``RainbowPolicy``
     :param env: environment to learn from, or its registered name
     :param learning_rate: learning rate, or a function of the remaining progress (from 1 to 0)
     :param buffer_size: most transitions kept in the replay buffer
@@ -203,7 +204,7 @@ class RainbowDQN(DQN):
         check_arguments(self.__dict__)
         if not issubclass(self.policy_class, RainbowPolicy):
             raise ValueError(
-                f"policy={self.policy_class}: must be 'MlpPolicy', 'CnnPolicy', 'MultiInputPolicy' or a RainbowPolicy"
+                f"policy={self.policy_class}: must be one of {', '.join(map(repr, self.policy_aliases))}, or a RainbowPolicy"
             )
         given = self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs
         # SB3 builds from its own attributes: lend it ours. It would refuse, or warn about, n_steps with a buffer class
@@ -222,13 +223,13 @@ class RainbowDQN(DQN):
         self.sigma0 = self.policy.sigma0
 
     def _parts_of_policy(self) -> dict[str, Any]:
-        names = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
-        parts: dict[str, Any] = {name: getattr(self, name) for name in names} | self.policy_kwargs
+        parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS_OF_POLICY} | self.policy_kwargs
         any_part = max(self.n_steps, self.n_atoms) > 1 or self.double_q or self.dueling or self.noisy or self.prioritized
         if any_part and "optimizer_class" not in parts:
             given = parts.get("optimizer_kwargs") or {}
-            # One pass over the parameters instead of eleven; torch takes only one of the two
-            parts["optimizer_kwargs"] = {"eps": ADAM_EPS, "fused": not given.get("foreach")} | given
+            # One pass over the parameters instead of eleven; torch refuses it together with these
+            fused = not (given.get("foreach") or given.get("differentiable"))
+            parts["optimizer_kwargs"] = {"eps": ADAM_EPS, "fused": fused} | given
         return parts
 
     def _parts_of_replay(self) -> dict[str, Any]:
@@ -274,7 +275,8 @@ class RainbowDQN(DQN):
             loss.backward()
             grad_norm = th.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
             update_losses.append(loss.item())
-            if not math.isfinite(update_losses[-1] + grad_norm.item()):
+            # Distributions hide an infinite reward: it counts as the end of their support
+            if not (math.isfinite(update_losses[-1] + grad_norm.item()) and replay_data.rewards.isfinite().all()):
                 self.policy.optimizer.zero_grad()
                 raise ValueError(name_non_finite(replay_data, td_errors))
             # clip_grad_norm_ would multiply by 1 as well. Its 1e-6 counts: below it, the factor is 1
@@ -301,10 +303,10 @@ class RainbowDQN(DQN):
 
     def td_errors(self, replay_data: Samples) -> th.Tensor:
         r"""
-        :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient; with distributions, their KL divergence. New
-        noise is drawn for each of the up to three forward passes (NoisyNet section 3): of the online network on the next
-        observations, where it chooses the action, of the target network on them, and of the online network on the
-        observations.
+        :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient; with distributions, what their heads say (KL
+        divergences, quantile losses). New noise is drawn for each of the up to three forward passes (NoisyNet section 3): of
+        the online network on the next observations, where it chooses the action, of the target network on them, and of the
+        online network on the observations.
 
         :param replay_data: a batch, as sampled from any of SB3's replay buffers or ours
         :return: ``[batch, 1]`` float32, differentiable in the online network's parameters
@@ -314,20 +316,19 @@ class RainbowDQN(DQN):
         discounts = self.gamma if discounts is None else discounts
         head = self.q_net.head
         with th.no_grad():
-            if self.double_q:
-                choosing = self._under_noise(self.q_net, replay_data.next_observations, relative=True)
-            next_outputs = self._under_noise(self.q_net_target, replay_data.next_observations, by_atom=True)
-            if not self.double_q:
-                choosing = head(next_outputs)
-            next_outputs = losses.of_actions(next_outputs, choosing.argmax(dim=1))
+            choosing = self._outputs(self.q_net, replay_data.next_observations, relative=True) if self.double_q else None
+            next_outputs = self._outputs(self.q_net_target, replay_data.next_observations)
+            next_actions = head(next_outputs if choosing is None else choosing).argmax(dim=1)
+            next_outputs = losses.of_actions(next_outputs, next_actions)
             targets = head.targets(replay_data.rewards, replay_data.dones, discounts, next_outputs)
-        outputs = self._under_noise(self.q_net, replay_data.observations, by_atom=True)
+        outputs = self._outputs(self.q_net, replay_data.observations)
         return head.td_errors(targets, losses.of_actions(outputs, replay_data.actions.long().squeeze(1)))
 
-    def _under_noise(self, q_net: NoisyQNetwork, observations: Any, **form: bool) -> th.Tensor:
+    def _outputs(self, q_net: NoisyQNetwork, observations: Any, relative: bool = False) -> th.Tensor:
+        """Under new noise, ``[batch, n_actions, n_atoms]`` float32."""
         q_net.reset_noise()
         with th.autocast(self.device.type, th.bfloat16, enabled=self.amp == "bf16"):
-            return q_net(observations, deterministic=False, **form).float()
+            return q_net(observations, deterministic=False, relative=relative, by_atom=True).float()
 
     def predict(
         self,

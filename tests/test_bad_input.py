@@ -69,6 +69,12 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
         ({"policy": SB3Policy}, ValueError, "policy=.*DQNPolicy.*must be"),
         ({"n_step": 3}, TypeError, "n_step"),
         ({"train_freq": (2, "minutes")}, ValueError, "minutes"),
+        (
+            {"policy_kwargs": {"n_atoms": 51}},
+            ValueError,
+            r"policy_kwargs=.*must not have 'n_atoms', an argument of RainbowDQN",
+        ),
+        ({"n_atoms": 51, "v_min": 1e8, "v_max": 1e8 + 1}, ValueError, r"v_max=100000001.0: must be farther from v_min"),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
         ({"replay_buffer_kwargs": {"weight_norm": "max"}}, ValueError, "weight_norm='max'"),
     ],
@@ -117,11 +123,13 @@ def test_training_stops_at_the_next_update_and_names_what_is_not_finite(spoil, m
     assert all(v.isfinite().all() for s in model.policy.optimizer.state.values() for v in s.values())
 
 
-@pytest.mark.parametrize("spoil", [{"reward": math.nan}, {"obs": math.nan}, {"obs": math.inf}], ids=str)
-def test_with_sb3s_buffer_it_is_named_when_it_is_sampled(spoil):
+@pytest.mark.parametrize("spoil", [{"reward": math.nan}, {"reward": -math.inf}, {"obs": math.nan}, {"obs": math.inf}], ids=str)
+@pytest.mark.parametrize("n_atoms", [1, 51])
+def test_with_sb3s_buffer_it_is_named_when_it_is_sampled(spoil, n_atoms):
     env = Spoiled(gym.make("CartPole-v1"), **spoil)
-    model = RainbowDQN("MlpPolicy", env, learning_starts=20, replay_buffer_class=ReplayBuffer, buffer_size=200, seed=0)
-    with pytest.raises(ValueError, match="(rewards|observations) of the sampled batch contain (nan|inf)"):
+    settings = {"learning_starts": 20, "replay_buffer_class": ReplayBuffer, "buffer_size": 200, "seed": 0}
+    model = RainbowDQN("MlpPolicy", env, n_atoms=n_atoms, **settings)
+    with pytest.raises(ValueError, match="(rewards|observations) of the sampled batch contain (nan|-?inf)"):
         model.learn(2000)
     assert all(p.isfinite().all() for p in model.policy.parameters())
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,9 @@ def write_run(folder: Path, score: float) -> None:
     with (folder / "scores.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("score",), (score - 1,), (score + 1,)])
     with (folder / "curve.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("step", "return", "seconds"), *((step, step / 100, 1) for step in range(40, 301, 20))])
+        csv.writer(file).writerows(
+            [("step", "return", "seconds"), *((step, step / 100, 6 * step) for step in range(40, 301, 20))]
+        )
     manifest = {"seconds": 3600, "commit": "0123456789abcdef", "dirty": False, "machine": "a machine"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -52,7 +55,7 @@ def results(tmp_path):
 def test_interquartile_means_are_those_of_the_middle_half(results):
     text = report(results)
     assert "# tiny: 16 of 16 runs" in text
-    assert "16.0 hours" in text
+    assert "8.0 hours" in text
     assert "0123456789;" in text
     for env in SUITE["envs"]:
         assert f"| {env} | dqn | 4 | 3.00 | " in text
@@ -70,10 +73,18 @@ def test_the_same_results_make_the_same_files(results):
     assert [path.read_bytes() for path in files] == first
 
 
+def test_a_reference_that_scores_nothing_is_refused(results):
+    for seed in range(4):
+        shutil.rmtree(results / f"tiny/dqn-A-v0-{seed}")
+        write_run(results / f"tiny/dqn-A-v0-{seed}", 0.0)
+    with pytest.raises(AssertionError, match=r"reference=dqn: its mean score must be positive, and is 0.0 in A-v0"):
+        report(results)
+
+
 def test_runs_that_have_not_ended_are_left_out(results):
     for seed in (1, 2, 3):
         (results / f"tiny/rainbow-B-v0-{seed}/manifest.json").unlink()
     text = report(results)
     assert "13 of 16 runs" in text
-    assert "| B-v0 | rainbow | 1 | 4.00 | 4.00 to 4.00 | 4.0 |" in text
+    assert "| B-v0 | rainbow | 1 | 4.00 |  | 4.0 |" in text, "an interval of one seed"
     assert "| rainbow | 1 | " in text, "over all games only the seed that all games have"

@@ -99,7 +99,7 @@ def test_quantile_losses_are_those_of_qr_dqn(n_atoms):
 
 def test_the_loss_of_a_quantile_is_least_where_it_splits_the_targets():
     targets = th.tensor([[0.0, 10.0, 20.0, 30.0]])
-    quantiles = th.zeros(1, 2, requires_grad=True)  # at 1/4 and 3/4
+    quantiles = th.full((1, 2), -50.0, requires_grad=True)  # at 1/4 and 3/4
     optimizer = th.optim.SGD([quantiles], lr=0.5)
     for _ in range(2000):
         optimizer.zero_grad()

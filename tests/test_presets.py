@@ -3,7 +3,7 @@
 import pytest
 import torch as th
 import yaml
-from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 
 from sb3_rainbow import RainbowDQN, preset
 from sb3_rainbow.presets import PRESETS, hyperparams_path
@@ -41,27 +41,49 @@ def test_the_networks_have_the_papers_sizes(name, convolutions, streams):
     assert sum(p.numel() for p in q_net.parameters()) == convolutions + streams
 
 
-def test_every_value_of_the_papers_has_a_number_and_hessels_are_table_1():
+#: Of each source, apart from our files; steps are agent steps
+RAINBOW = {
+    "learning_rate": 0.0000625,
+    "buffer_size": 1_000_000,
+    "learning_starts": 80_000 / 4,
+    "batch_size": 32,
+    "gamma": 0.99,
+    "train_freq": 4,
+    "target_update_interval": 32_000 / 4,
+    "exploration_initial_eps": 0.0,
+    "exploration_final_eps": 0.0,
+    "policy_kwargs": {"optimizer_kwargs": {"eps": 1.5e-4}},
+    "sigma0": 0.5,
+    "alpha": 0.5,
+    "beta0": 0.4,
+    "n_steps": 3,
+    "n_atoms": 51,
+    "v_min": -10.0,
+    "v_max": 10.0,
+}
+DOPAMINE = RAINBOW | {"exploration_initial_eps": 0.01, "exploration_final_eps": 0.01, "sigma0": 0.1, "beta0": 0.5}
+DATA_EFFICIENT = RAINBOW | {
+    "learning_rate": 1e-4,
+    "buffer_size": 100_000,
+    "learning_starts": 1600,
+    "train_freq": 1,
+    "target_update_interval": 2000,
+    "sigma0": 0.1,
+    "n_steps": 20,
+}
+
+
+@pytest.mark.parametrize(("name", "values"), [("hessel", RAINBOW), ("dopamine", DOPAMINE), ("data_efficient", DATA_EFFICIENT)])
+def test_the_values_are_those_of_the_source(name, values):
+    settings = preset(name)
+    assert {argument: settings[argument] for argument in values} == values
+
+
+def test_every_number_is_one_in_yaml_too():
     for name in PRESETS:
         settings = yaml.safe_load(hyperparams_path(name).read_text())["atari"]
         texts = [value for value in settings.values() if isinstance(value, str)]
         assert not any(character.isdigit() for text in texts for character in text), "YAML took a number for a text"
-    table = {
-        "learning_starts": 80_000 / 4,
-        "learning_rate": 0.0000625,
-        "exploration_initial_eps": 0.0,
-        "exploration_final_eps": 0.0,
-        "sigma0": 0.5,
-        "target_update_interval": 32_000 / 4,
-        "policy_kwargs": {"optimizer_kwargs": {"eps": 1.5e-4}},
-        "alpha": 0.5,
-        "beta0": 0.4,
-        "n_steps": 3,
-        "n_atoms": 51,
-        "v_min": -10.0,
-        "v_max": 10.0,
-    }
-    assert preset("hessel").items() >= table.items()
 
 
 def test_a_preset_that_there_is_not_is_named():
@@ -70,9 +92,9 @@ def test_a_preset_that_there_is_not_is_named():
 
 
 def test_the_small_network_refuses_what_it_cannot_see():
-    env = FakeImageEnv(20, 20, 4, 6, channel_first=True)
-    with pytest.raises(ValueError, match=r"observation_space=Box.*at least 25 by 25"):
-        RainbowDQN("DataEfficientCnnPolicy", env)
+    for env in (FakeImageEnv(6, 24, 84, 4, channel_first=True), "CartPole-v1", SimpleMultiObsEnv()):
+        with pytest.raises(ValueError, match=r"observation_space=.*at least 25 by 25"):
+            RainbowDQN("DataEfficientCnnPolicy", env)
     small = RainbowDQN("DataEfficientCnnPolicy", FakeImageEnv(6, 25, 49, 1, channel_first=True), buffer_size=10)
     assert small.q_net.features_dim == 64
     assert small.q_net(th.zeros(3, 1, 25, 49, dtype=th.uint8)).shape == (3, 6)

@@ -35,6 +35,24 @@ def test_bfloat16_is_equal_within_its_rounding():
     assert all(p.dtype == p.grad.dtype == th.float32 for p in rounded.q_net.parameters())
 
 
+@pytest.mark.parametrize("head", [{}, {"n_atoms": 51}, {"n_atoms": 20, "v_min": None, "v_max": None}], ids=str)
+def test_under_bfloat16_q_values_and_targets_are_float32(head, monkeypatch):
+    model = filled(amp="bf16", **head)
+    seen = []
+
+    def spied(method):
+        def spy(*args):
+            seen.append((th.is_autocast_enabled("cpu"), args[-1].dtype))
+            return method(*args)
+
+        return spy
+
+    for name in ("forward", "targets", "td_errors"):
+        monkeypatch.setattr(model.q_net.head, name, spied(getattr(model.q_net.head, name)))
+    model.td_errors(model.replay_buffer.sample(8))
+    assert seen == [(False, th.float32)] * 3
+
+
 @pytest.mark.parametrize("n_atoms", [1, 51])
 def test_bfloat16_learns_the_same(n_atoms):
     exact, rounded = filled(n_atoms=n_atoms), filled(amp="bf16", n_atoms=n_atoms)

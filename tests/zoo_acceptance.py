@@ -133,8 +133,11 @@ def test_the_papers_settings_run_by_name(install):
     assert result.code == 0, result.output
     config = (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
     assert "DataEfficientCnnPolicy" in config
-    played = install.zoo("enjoy", "--algo", "rainbow", "--env", ATARI, "-f", folder, "--no-render", "-n", 20)
-    assert played.code == 0, played.output
+    other = install.zoo("train", "--algo", "rainbow", "--env", "ALE/Pong-v5", "-conf", "dopamine", *params)
+    assert other.code == 0, other.output
+    for env in (ATARI, "ALE/Pong-v5"):
+        played = install.zoo("enjoy", "--algo", "rainbow", "--env", env, "-f", folder, "--no-render", "-n", 20)
+        assert played.code == 0, played.output
 
 
 def test_training_can_be_continued_with_its_replay_buffer(install):

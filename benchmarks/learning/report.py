@@ -1,6 +1,7 @@
 """
-Tables and figures of a suite's results: ``python benchmarks/learning/report.py minatar``. Deterministic; runs that are not
-done are left out.
+Tables and figures of a suite's results: ``python benchmarks/learning/report.py minatar``.
+
+Deterministic; runs that have not ended are left out.
 
 It writes into ``<out>/<suite>``: ``report.md`` (per game and over all games: interquartile means of the evaluation scores with
 95% intervals by stratified bootstrap, see Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
@@ -26,6 +27,8 @@ from run import HERE, Run, expand
 #: Points of a learning curve; the return at each is the mean of the episodes that ended in the stretch before
 POINTS = 30
 REPETITIONS = 2000
+#: With fewer, nothing is trimmed from the mean, and no interval is worth its name
+FEWEST_SEEDS = 4
 
 Scores = dict[str, np.ndarray]
 
@@ -64,13 +67,23 @@ def curve(run: Run) -> np.ndarray:
 def interquartile_means(scores: Scores) -> dict[str, tuple[float, float, float]]:
     """
     :param scores: by label, ``[n_seeds, n_games]``
-    :return: by label, the interquartile mean over all, and the ends of its 95% interval
+    :return: by label, the interquartile mean over all, and the ends of its 95% interval; nan where the seeds are too few
     """
     np.random.seed(0)  # noqa: NPY002  (rliable draws from the global state, whatever its random_state is)
     points, intervals = library.get_interval_estimates(
         scores, lambda values: np.array([metrics.aggregate_iqm(values)]), reps=REPETITIONS
     )
-    return {label: (float(points[label][0]), *map(float, intervals[label][:, 0])) for label in scores}
+    ends = {label: intervals[label][:, 0] if len(scores[label]) >= FEWEST_SEEDS else (np.nan, np.nan) for label in scores}
+    return {label: (float(points[label][0]), *map(float, ends[label])) for label in scores}
+
+
+def interval(low: float, high: float) -> str:
+    """
+    :param low: lower end; nan for none
+    :param high: upper end
+    :return: a cell of a table
+    """
+    return "" if np.isnan(low) else f"{low:.2f} to {high:.2f}"
 
 
 def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -113,9 +126,8 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
                 continue
             steps = np.linspace(0, chosen[0].steps, POINTS + 1)[1:]
             returns = np.stack([curve(run) for run in chosen])
-            # The two that all others lie between stand out
-            axis.plot(steps, returns.mean(0), color=f"C{i}", linewidth=2 if i < 2 else 1.2, label=label)
-            axis.fill_between(steps, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.12 if i < 2 else 0.05, linewidth=0)
+            axis.plot(steps, returns.mean(0), color=f"C{i}", linewidth=1.5, label=label)
+            axis.fill_between(steps, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.1, linewidth=0)
         axis.set(title=env, xlim=(0, None), xlabel="agent steps", ylabel="return while training")
         axis.grid(alpha=0.3)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
@@ -141,7 +153,9 @@ def draw_aggregate(values: dict[str, tuple[float, float, float]], reference: str
         axis.plot([middle, middle], [i - 0.28, i + 0.28], color="C0", linewidth=2)
     axis.axvline(values[reference][0], color="grey", linewidth=0.8, linestyle=":")
     axis.set(
-        yticks=range(len(labels)), yticklabels=labels, xlabel=f"score, {reference}'s mean in each game = 1 (IQM, 95% interval)"
+        yticks=range(len(labels)),
+        yticklabels=labels,
+        xlabel=f"score over {reference}'s mean in the game: IQM and 95% interval",
     )
     axis.grid(axis="x", alpha=0.3)
     save(figure, path)
@@ -166,7 +180,7 @@ def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
         means = interquartile_means(of_env)
         for label, (middle, low, high) in means.items():
             each = ", ".join(f"{score:.1f}" for score in of_env[label][:, 0])
-            lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", f"{low:.2f} to {high:.2f}", each])
+            lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", interval(low, high), each])
     parts = [table(["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"], lines)]
     draw_curves(runs, path / "curves")
     parts.append("![learning curves](curves.png)\n")
@@ -178,6 +192,10 @@ def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
     complete = {label: sorted(of_label) for label, of_label in seeds.items() if of_label}
     if reference in complete:
         unit = [np.mean([scores[env, reference, seed] for seed in complete[reference]]) for env in envs]
+        if min(unit) <= 0:
+            raise SystemExit(
+                f"reference={reference}: its mean score must be positive, and is {min(unit)} in {envs[np.argmin(unit)]}"
+            )
         matrix = {
             label: np.array([[scores[env, label, seed] for env in envs] for seed in of_label]) / unit
             for label, of_label in complete.items()
@@ -185,10 +203,10 @@ def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
         means = interquartile_means(matrix)
         draw_aggregate(means, reference, path / "aggregate")
         rows = [
-            [label, str(len(complete[label])), f"{middle:.2f}", f"{low:.2f} to {high:.2f}"]
+            [label, str(len(complete[label])), f"{middle:.2f}", interval(low, high)]
             for label, (middle, low, high) in means.items()
         ]
-        parts.append(table(["over all games", "seeds", f"IQM, {reference} = 1", "95% interval"], rows))
+        parts.append(table(["over all games", "seeds", f"IQM of the scores over {reference}'s mean", "95% interval"], rows))
         parts.append("![over all games](aggregate.png)\n")
     return "\n".join(parts)
 
@@ -200,14 +218,15 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     :return: Markdown: where the numbers come from
     """
     manifests: list[dict[str, Any]] = [json.loads((run.folder / "manifest.json").read_text()) for run in runs]
-    hours = sum(manifest["seconds"] for manifest in manifests) / 3600
+    # Of the curve: a manifest has those of the last attempt
+    hours = sum(float((run.folder / "curve.csv").read_text().rsplit(",", 1)[1]) for run in runs) / 3600
     commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})
     machines = sorted({manifest["machine"] for manifest in manifests})
     evaluation = ", ".join(f"{name} {value}" for name, value in runs[0].evaluation.items())
     return (
-        f"{len(runs)} runs, {hours:.1f} hours of one core. Evaluation of each at its end: {evaluation}. Curves: episodes "
-        f"while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; {'; '.join(machines)}. Each run's "
-        f"folder has its command, versions and raw numbers. This page: `{command}`.\n"
+        f"{len(runs)} runs, {hours:.1f} hours of training, each on one core. Evaluation of each at its end: {evaluation}. "
+        f"Curves: episodes while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; "
+        f"{'; '.join(machines)}. Each run's folder has its command, versions and raw numbers. This page: `{command}`.\n"
     )
 
 
