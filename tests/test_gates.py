@@ -39,6 +39,18 @@ ARROWS = {
     "checkpoint.state": {"checkpoint.folder", "checkpoint.encoding", "rainbow", "replay.buffer"},
     "checkpoint.callback": {"checkpoint.folder", "checkpoint.state", "rainbow"},
     "checkpoint": {"checkpoint.folder", "checkpoint.state", "checkpoint.callback"},
+    "sweep.suite": {"presets"},
+    "sweep.curve": set(),
+    "sweep.evaluation": set(),
+    "sweep.attempt": {"sweep.suite", "checkpoint.folder", "zoo"},
+    "sweep.training": {"sweep.suite", "sweep.attempt", "sweep.evaluation", "zoo"},
+    "sweep.search": {"sweep.suite", "sweep.attempt"},
+    "sweep.run": {"sweep.suite", "sweep.attempt", "sweep.training", "sweep.search"},
+    "sweep.engine": {"sweep.suite"},
+    "sweep.table": {"sweep.suite", "sweep.attempt"},
+    "sweep.driver": {"sweep.suite", "sweep.engine", "sweep.table"},
+    "sweep.__main__": {"sweep.driver"},
+    "sweep": set(),
     "": {"policies", "presets", "rainbow", "replay.buffer"},
 }
 #: Libraries that the rooms below SB3 may import; the others may import SB3 too
