@@ -4,6 +4,7 @@ with the suites and the results of this folder: an interrupted suite goes on whe
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -17,4 +18,6 @@ if __name__ == "__main__":
     parser.add_argument("--suites", type=Path, default=HERE / "suites.yml")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args, others = parser.parse_known_args()
+    # The games of this folder, also for suites that lie elsewhere
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(HERE)]))
     sys.exit(main([str(args.suites), "--suite", args.suite, "--out", str(args.out), *others]))
