@@ -47,7 +47,7 @@ ARROWS = {
     "sweep.search": {"sweep.suite", "sweep.attempt"},
     "sweep.run": {"sweep.suite", "sweep.attempt", "sweep.training", "sweep.search"},
     "sweep.engine": {"sweep.suite"},
-    "sweep.table": {"sweep.suite", "sweep.attempt"},
+    "sweep.table": {"sweep.suite", "sweep.attempt", "sweep.search"},
     "sweep.driver": {"sweep.suite", "sweep.engine", "sweep.table"},
     "sweep.__main__": {"sweep.driver"},
     "sweep": set(),

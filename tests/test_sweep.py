@@ -20,6 +20,7 @@ import yaml
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.search import finished, load_study
 from sb3_rainbow.sweep.suite import Run, expand, read
 from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
 
@@ -196,6 +197,7 @@ def test_killed_workers_of_ray_are_replaced_and_end_with_the_same_parameters(und
         pytest.param("processes", signal.SIGTERM, marks=pytest.mark.slow),
         ("ray", signal.SIGKILL),
         pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
     ],
 )
 def test_a_sweep_that_is_killed_goes_on_where_it_was(undisturbed, tmp_path, engine, number):
@@ -262,6 +264,28 @@ def test_an_attempt_that_was_taken_for_dead_spoils_nothing(undisturbed, tmp_path
     same_curves(tmp_path, undisturbed)
 
 
+def test_a_run_that_is_killed_while_it_is_evaluated_trains_no_more(undisturbed, tmp_path):
+    write(tmp_path, TWO | {"seeds": [0], "evaluation": {"n_games": 300}})
+    sweep = start(tmp_path, "--engine", "processes")
+    wait_for(lambda: list(tmp_path.glob("s/*/attempt-0001/zoo/rainbow/*/CartPole-v1.zip")))
+    of_attempts(tmp_path).popitem()[1].kill()
+    finish(sweep)
+    assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [2]
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    same_curves(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_run_that_dies_too_often_has_failed(tmp_path, engine):
+    write(tmp_path, TWO | {"seeds": [0], "max_retries": 0})
+    sweep = start(tmp_path, "--engine", engine)
+    wait_for(lambda: under_way(tmp_path))
+    of_attempts(tmp_path).popitem()[1].kill()
+    output = finish(sweep, code=1)
+    assert "1 failed:\nrainbow-three-CartPole-v1-0: " in output
+    assert "killed by SIGKILL" in output
+
+
 def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path):
     write(tmp_path, TWO | {"envs": {"CartPole-v1": 300}, "overrides": {"good": {}, "bad": {"n_steps": 0}}, "seeds": [0]})
     output = finish(start(tmp_path, "--engine", "processes"), code=1)
@@ -307,7 +331,6 @@ SEARCH: dict[str, Any] = {
 
 def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_path):
     import optuna
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     write(tmp_path, SEARCH)
@@ -316,9 +339,7 @@ def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_pat
     killed = "rainbow-CartPole-v1-worker-1"
 
     def study() -> optuna.Study:
-        # One object may not read it twice while others write, so each look is a new one
-        journal = optuna.storages.JournalStorage(JournalFileBackend(str(storage)))
-        return optuna.load_study(storage=journal, study_name="rainbow-CartPole-v1")
+        return load_study(str(storage), "rainbow-CartPole-v1")
 
     def trying() -> list[Any]:
         if not storage.exists() or storage.stat().st_size < 1000:
@@ -336,6 +357,8 @@ def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_pat
     # The samplers have seeds of their own
     assert len({trial.params["learning_rate"] for trial in trials}) == len(trials)
     assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [1, 2]
+    worker = expand("s", read(tmp_path / "suite.yml")[1], tmp_path)[0]
+    assert finished(worker) == (len(trials), study().best_value)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [

@@ -97,21 +97,21 @@ def main(argv: list[str] | None = None) -> int:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)  # a scheduler's way to say that time is up
-    engine: Engine | None = None
+    # Nothing to do: no need for Ray
+    all_done = all(run.is_done for run in runs)
+    engine = Processes() if all_done else _engine(args, max(os.cpu_count() or 1, (args.jobs or 0) * suite["num_cpus"]))
+    # A cluster knows itself how many it has room for
+    jobs = args.jobs or (len(runs) if isinstance(engine, Ray) else _jobs(suite))
+    # A scheduler's way to say that time is up. Ray has set its own
+    before = signal.signal(signal.SIGTERM, stop)
     try:
-        if not all(run.is_done for run in runs):
-            engine = _engine(args, max(os.cpu_count() or 1, (args.jobs or 0) * suite["num_cpus"]))
-        # A cluster knows itself how many it has room for
-        jobs = args.jobs or (len(runs) if isinstance(engine, Ray) else _jobs(suite))
         with view() as shown:
-            failed = sweep(runs, engine or Processes(), jobs, shown)
+            failed = sweep(runs, engine, jobs, shown)
     except KeyboardInterrupt:
         print("\nInterrupted: the same command goes on from here", file=sys.stderr)
         return 130
     finally:
-        if engine is not None:
-            engine.close()
+        engine.close()
         signal.signal(signal.SIGTERM, before)
     print(results(runs))
     if failed:

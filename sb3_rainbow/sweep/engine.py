@@ -112,7 +112,7 @@ class Processes:
                     if times <= run.max_retries:
                         self._running[run.name] = (run, launch(*arguments(run)), times + 1)
                         continue
-                    error = f"killed by {signal.Signals(-code).name}, as were the {times - 1} attempts before"
+                    error = f"after {run.max_retries} retries: killed by {signal.Signals(-code).name}"
                 else:
                     error = why(run, code)
                 del self._running[run.name]
@@ -144,7 +144,7 @@ def attempt(launched: tuple[str, str, str, int, bool]) -> int:
     process = launch(*launched)
     code = process.wait()
     if code < 0:
-        raise RuntimeError(f"killed by signal {-code}")
+        raise RuntimeError(f"killed by {signal.Signals(-code).name}")
     return code
 
 

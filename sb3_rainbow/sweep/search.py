@@ -1,5 +1,6 @@
 """One worker of a hyperparameter search: RL Zoo's ``-optimize`` on a study that several workers share."""
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -8,23 +9,41 @@ from sb3_rainbow.sweep.attempt import finish, number_of, parameters, run_zoo, zo
 from sb3_rainbow.sweep.suite import Run
 
 
-def load_study(run: Run) -> Any:
+def load_study(storage: Any, study_name: str) -> Any:
     """
-    :param run: a worker
-    :return: its study, Optuna's; None if no worker has begun
+    :param storage: file that ends in ``.log``, or address of a database
+    :param study_name: its name
+    :return: Optuna's study
+    :raises KeyError: if no worker has begun
     """
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    storage: Any = run.search["storage"]
     if storage.endswith(".log"):  # as RL Zoo does
         if not Path(storage).exists():
-            return None
+            raise KeyError(storage)
         storage = optuna.storages.JournalStorage(JournalFileBackend(storage))
+    return optuna.load_study(storage=storage, study_name=study_name)
+
+
+#: A study that has been loaded reads only what is new
+_study = functools.lru_cache(load_study)
+
+
+def finished(run: Run) -> tuple[int, float]:
+    """
+    :param run: a worker
+    :return: how many trials of its study have finished, and the best value; nan if none has
+    """
+    from optuna.trial import TrialState
+
     try:
-        return optuna.load_study(storage=storage, study_name=run.search["study_name"])
+        study = _study(run.search["storage"], run.search["study_name"])
     except KeyError:
-        return None
+        return 0, float("nan")
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
+    return len(trials), max(values, default=float("nan"))
 
 
 def optimize(run: Run, attempt: Path) -> None:
@@ -46,7 +65,7 @@ def optimize(run: Run, attempt: Path) -> None:
     arguments += parameters(run.settings.get("hyperparams", {}))
     start = time.perf_counter()
     run_zoo(arguments)
-    best = load_study(run).best_trial
+    best = load_study(run.search["storage"], run.search["study_name"]).best_trial
     result = f"best trial {best.number}: {best.value:.1f}"
     finish(run, attempt, result, time.perf_counter() - start, arguments, best_params=best.params)
 
@@ -55,8 +74,11 @@ def _give_up_trials(run: Run) -> None:
     """A trial that this worker left when it was killed would count as running for ever."""
     from optuna.trial import TrialState
 
-    study = load_study(run)
-    for trial in study.get_trials(states=(TrialState.RUNNING,)) if study else ():
+    try:
+        study = load_study(run.search["storage"], run.search["study_name"])
+    except KeyError:
+        return
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         if trial.user_attrs.get("worker") == run.name:
             study.tell(trial.number, state=TrialState.FAIL)
 

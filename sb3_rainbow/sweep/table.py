@@ -4,13 +4,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from sb3_rainbow.sweep.attempt import attempts, number_of
+from sb3_rainbow.sweep.search import finished
 from sb3_rainbow.sweep.suite import Run
 
 #: Episodes over which the last score and the speed are taken
@@ -22,11 +23,11 @@ EVERY = 60.0
 class Progress(NamedTuple):
     """How far a run is."""
 
-    #: Agent steps at the end of the last episode
+    #: Agent steps at the end of the last episode; in a search, trials of its study that have finished
     step: int = 0
     #: Agent steps per second
     speed: float = 0.0
-    #: Mean return of the last episodes
+    #: Mean return of the last episodes; in a search, best value
     score: float = float("nan")
     #: Which attempt it is, from 1; 0 before the first
     attempt: int = 0
@@ -41,6 +42,9 @@ def progress(run: Run) -> Progress:
     if not begun:
         return Progress()
     number = number_of(begun[-1])
+    if run.search:
+        trials, best = finished(run)
+        return Progress(trials, score=best, attempt=number)
     lines = _tail(begun[-1] / "curve.csv")
     if len(lines) == 0:
         return Progress(attempt=number)
@@ -71,18 +75,19 @@ class Board:
 
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
+        #: Those that the engine has
         self.running: list[Run] = []
         self.failed: dict[str, str] = {}
         self.n_done = sum(run.is_done for run in runs)
 
-    def title(self, of_running: Iterable[Progress]) -> str:
+    def title(self, started: Collection[Progress]) -> str:
         """
-        :param of_running: progress of those that are running
+        :param started: progress of those that are running and have made an attempt: a cluster may have no room for others
         :return: one line
         """
-        speed = sum(progress.speed for progress in of_running)
-        waiting = len(self.runs) - self.n_done - len(self.running) - len(self.failed)
-        counts = f"{self.n_done} of {len(self.runs)} done, {len(self.running)} running, {waiting} waiting"
+        speed = sum(progress.speed for progress in started)
+        waiting = len(self.runs) - self.n_done - len(started) - len(self.failed)
+        counts = f"{self.n_done} of {len(self.runs)} done, {len(started)} running, {waiting} waiting"
         return f"{counts}, {len(self.failed)} failed, {speed:,.0f} steps/s"
 
 
@@ -111,7 +116,7 @@ class Lines:
         """
         :param board: as it is now
         """
-        found = {run.name: progress(run) for run in board.running}
+        found = {run.name: now for run in board.running if (now := progress(run)).attempt}
         for name, now in found.items():
             before = self._attempts.setdefault(name, now.attempt)
             if before and now.attempt > before:
@@ -144,12 +149,13 @@ class Table:
         """
         from rich.table import Table as RichTable
 
-        found = [progress(run) for run in board.running]
-        table = RichTable("run", "step", "of", "steps/s", "last score", "attempt", title=board.title(found))
-        room = max(1, self._live.console.height - 6)
-        for run, now in list(zip(board.running, found, strict=True))[:room]:
-            numbers = (f"{now.step:,}", f"{run.steps:,}", f"{now.speed:,.0f}", f"{now.score:.1f}", str(now.attempt))
-            table.add_row(run.name, *(numbers if now.attempt else ("waits", "", "", "", "")))
+        found = [(run, now) for run in board.running if (now := progress(run)).attempt]
+        title = board.title([now for _, now in found])
+        columns = ("run", "step", "of", "steps/s", "last score", "attempt")
+        table = RichTable(*columns, title=title, title_justify="left", expand=True)
+        for run, now in found[: max(1, self._live.console.height - 6)]:
+            total = run.search["trials"] if run.search else run.steps
+            table.add_row(run.name, f"{now.step:,}", f"{total:,}", f"{now.speed:,.0f}", f"{now.score:.1f}", str(now.attempt))
         self._live.update(table, refresh=True)
 
     def say(self, line: str) -> None:
