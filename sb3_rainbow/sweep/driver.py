@@ -63,10 +63,7 @@ def _engine(args: argparse.Namespace, num_cpus: float) -> Engine:
                 flush=True,
             )
         return Processes()
-    try:
-        return Ray(args.address, num_cpus)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'a cluster needs pip install "sb3-rainbow[ray]" ({error})') from error
+    return Ray(args.address, num_cpus)
 
 
 def main(argv: list[str] | None = None) -> int:

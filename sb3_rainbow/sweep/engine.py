@@ -7,6 +7,7 @@ import sys
 import time
 from typing import Any, Protocol
 
+from sb3_rainbow.cluster import connect
 from sb3_rainbow.sweep.suite import Run
 
 
@@ -152,22 +153,14 @@ class Ray:
     """
     Tasks of Ray.
 
-    :param address: of the cluster, ``"auto"`` for the one that this machine is part of; None for that of the environment
-        variable ``RAY_ADDRESS``, and if there is none, a Ray of this machine's own
+    :param address: of the cluster; None for a Ray of this machine's own, see ``connect``
     :param num_cpus: cores of this machine's own Ray
     """
 
     def __init__(self, address: str | None, num_cpus: float) -> None:
-        import ray
-        from ray import cloudpickle
-
-        self._ray = ray
-        settings: dict[str, Any] = {"address": address}
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            settings = {"address": "local", "num_cpus": num_cpus, "include_dashboard": False}
-        ray.init(log_to_driver=False, logging_level="warning", **settings)
+        self._ray = connect(address, num_cpus)
         # Ray's workers get the functions' code. Importing them would import torch there, for a process that only waits
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        self._ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         self._running: dict[Any, Run] = {}
 
     def start(self, run: Run) -> None:
