@@ -195,7 +195,7 @@ def test_killed_workers_of_ray_are_replaced_and_end_with_the_same_parameters(und
         ("processes", signal.SIGKILL),
         pytest.param("processes", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("processes", signal.SIGTERM, marks=pytest.mark.slow),
-        ("ray", signal.SIGKILL),
+        pytest.param("ray", signal.SIGKILL, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
     ],
