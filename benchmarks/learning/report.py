@@ -20,9 +20,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import yaml
 from rliable import library, metrics
-from run import HERE, Run, expand
+
+from sb3_rainbow.sweep.suite import Run, expand, read
+
+HERE = Path(__file__).parent
 
 #: Points of a learning curve; the return at each is the mean of the episodes that ended in the stretch before
 POINTS = 30
@@ -38,7 +40,7 @@ def done(runs: Sequence[Run]) -> list[Run]:
     :param runs: of a suite
     :return: those that have ended
     """
-    return [run for run in runs if (run.folder / "manifest.json").exists()]
+    return [run for run in runs if run.is_done]
 
 
 def mean_score(run: Run) -> float:
@@ -238,13 +240,13 @@ def main() -> None:
     args = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = args.suite  # the same file every time
 
-    suite = yaml.safe_load(args.suites.read_text())[args.suite]
+    _, suite = read(args.suites, args.suite)
     all_runs = expand(args.suite, suite, args.out)
     runs = done(all_runs)
     if not runs:
         raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
     path = args.out / args.suite
-    body = report(runs, suite.get("reference"), path)
+    body = report(runs, suite["reference"] or None, path)
     title = f"# {args.suite}: {len(runs)} of {len(all_runs)} runs\n"
     about = provenance(runs, f"python benchmarks/learning/report.py {args.suite}")
     (path / "report.md").write_text("\n".join([title, body, about]))

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from sb3_rainbow.envs.actors import RayVecEnv
 from sb3_rainbow.envs.subproc import SubprocVecEnv, WorkerError
 
-__all__ = ["SubprocVecEnv", "WorkerError"]
+__all__ = ["RayVecEnv", "SubprocVecEnv", "WorkerError"]
 
 
 def __getattr__(name: str) -> Any:

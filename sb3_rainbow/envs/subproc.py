@@ -78,8 +78,13 @@ def _write_state(env: Any, node: Any, arrays: Arrays) -> str:
     return ""
 
 
-def _make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
-    """The environment itself, with two more methods: a wrapper would change what ``set_attr`` reaches."""
+def make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
+    """
+    The environment itself, with two more methods: a wrapper would change what ``set_attr`` reaches.
+
+    :param env_fn: makes it
+    :return: makes it with the methods
+    """
 
     def make() -> gym.Env[Any, Any]:
         env: Any = _patch_env(env_fn())
@@ -90,7 +95,31 @@ def _make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.
     return make
 
 
-class SubprocVecEnv(SB3SubprocVecEnv):
+class ReadableEnvs:
+    """State of environments in other processes, which ``make_readable`` has made there; for a ``VecEnv``."""
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        """
+        :return: state of all environments, for a checkpoint
+        :raises Unencodable: if one cannot be read
+        """
+        states = self.env_method("read_state")
+        for i, (node, arrays) in enumerate(states):
+            if node is None:
+                raise Unencodable(f"worker {i}: {arrays}")
+        return {"envs": [list(state) for state in states]}
+
+    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state_dict()`` returned, for as many environments
+        :raises ValueError: if an environment is not like the one that was stored
+        """
+        for i, (node, arrays) in enumerate(state["envs"]):
+            if problem := self.env_method("write_state", node, arrays, indices=i)[0]:
+                raise ValueError(f"worker {i}: {problem}")
+
+
+class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
     """
     Environments in processes of their own. As SB3's, and:
 
@@ -109,29 +138,9 @@ class SubprocVecEnv(SB3SubprocVecEnv):
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, timeout: float = 60.0
     ) -> None:
         check_number("timeout", timeout, 0, float("inf"), low_open=True)
-        super().__init__([_make_readable(env_fn) for env_fn in env_fns], start_method)
+        super().__init__([make_readable(env_fn) for env_fn in env_fns], start_method)
         pairs = zip(self.remotes, self.processes, strict=True)
         self.remotes = tuple(_Remote(remote, process, i, timeout) for i, (remote, process) in enumerate(pairs))
-
-    def state_dict(self) -> dict[str, Any]:
-        """
-        :return: state of all environments, for a checkpoint
-        :raises Unencodable: if one cannot be read
-        """
-        states = self.env_method("read_state")
-        for i, (node, arrays) in enumerate(states):
-            if node is None:
-                raise Unencodable(f"worker {i}: {arrays}")
-        return {"envs": [list(state) for state in states]}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        :param state: what ``state_dict()`` returned, for as many environments
-        :raises ValueError: if an environment is not like the one that was stored
-        """
-        for i, (node, arrays) in enumerate(state["envs"]):
-            if problem := self.env_method("write_state", node, arrays, indices=i)[0]:
-                raise ValueError(f"worker {i}: {problem}")
 
     def close(self) -> None:
         """Stop all workers: those that do not stop by themselves within seconds are killed."""

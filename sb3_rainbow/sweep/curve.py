@@ -1,10 +1,13 @@
-"""Callback that writes the learning curve of a run, also of one that is interrupted and resumed."""
+"""Learning curve of a run, also of one that is interrupted and resumed."""
 
 import csv
+import os
 import time
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_rainbow.arguments import check_integer
 
 COLUMNS = ("step", "return", "seconds")
 
@@ -16,23 +19,36 @@ class EpisodeCurve(BaseCallback):
     after the callback that resumes.
 
     :param path: CSV file
+    :param sync_freq: agent steps after which the lines are flushed to the disk: as many as between checkpoints, so that a
+        machine that is lost leaves no checkpoint that is ahead of them
+    :raises ValueError: if ``sync_freq`` is less than 1
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, sync_freq: int = 10_000) -> None:
         super().__init__()
+        check_integer("sync_freq", sync_freq, 1)
         self.path = Path(path)
+        self.sync_freq = sync_freq
 
     def _on_training_start(self) -> None:
         lines = []
         if self.path.exists():
             with self.path.open() as file:
-                lines = [line for line in csv.DictReader(file) if int(line["step"]) <= self.model.num_timesteps]
+                # A line that was cut off when its writer was killed has no seconds
+                whole = [line for line in csv.DictReader(file) if line["seconds"]]
+            lines = [line for line in whole if int(line["step"]) <= self.model.num_timesteps]
         self._start = time.time() - float(lines[-1]["seconds"] if lines else 0)
         # Lines are written at once, as whole lines
         self._file = self.path.open("w", newline="", buffering=1)
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._writer.writeheader()
         self._writer.writerows(lines)
+        self._synced_at = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._synced_at >= self.sync_freq:
+            os.fsync(self._file.fileno())
+            self._synced_at = self.model.num_timesteps
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:

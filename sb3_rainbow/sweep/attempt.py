@@ -1,0 +1,160 @@
+"""
+Folders of the attempts at a run, and how they use RL Zoo.
+
+Every attempt has a folder of its own, and takes the newest checkpoint of those before it. So an attempt whose machine is taken
+for dead, but which still writes to a shared disk, spoils nothing. What it has made becomes the run's when all of it is there:
+``manifest.json`` comes last.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sb3_rainbow import zoo
+from sb3_rainbow.checkpoint.folder import latest
+from sb3_rainbow.sweep.suite import Run
+
+PACKAGES = ("sb3-rainbow", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "ale-py")
+
+
+def attempts(folder: Path) -> list[Path]:
+    """
+    :param folder: of a run
+    :return: folders of its attempts that are left, oldest first
+    """
+    return sorted(folder.glob("attempt-*"))
+
+
+def number_of(attempt: Path) -> int:
+    """
+    :param attempt: folder of an attempt
+    :return: which attempt it is, from 1
+    """
+    return int(attempt.name.rsplit("-", 1)[1])
+
+
+def begin(folder: Path) -> Path:
+    """
+    Make a folder for a new attempt, with what those before it left: the newest checkpoint and the curve.
+
+    :param folder: of the run
+    :return: folder of the attempt
+    """
+    earlier = attempts(folder)
+    number = number_of(earlier[-1]) + 1 if earlier else 1
+    while True:
+        attempt = folder / f"attempt-{number:04d}"
+        try:
+            attempt.mkdir(parents=True)
+            break
+        except FileExistsError:  # another one began just now
+            number += 1
+    for before in reversed(earlier):
+        newest = latest(before / "checkpoints")
+        if newest is not None:
+            # It is the run's already, if the attempt was killed at its very end
+            curves = [path for path in (before / "curve.csv", folder / "curve.csv") if path.exists()]
+            if curves:
+                shutil.copyfile(curves[0], attempt / "curve.csv")
+            shutil.copytree(newest, attempt / "checkpoints" / newest.name, copy_function=_link)
+            break
+    for before in earlier:
+        shutil.rmtree(before, ignore_errors=True)
+    return attempt
+
+
+def _link(source: str, target: str) -> None:
+    """Files of a checkpoint are never changed: where the disk can, two share them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def zoo_arguments(run: Run, attempt: Path) -> list[str]:
+    """
+    :param run: training or search
+    :param attempt: folder of the attempt
+    :return: RL Zoo's arguments that all runs have
+    """
+    arguments = ["--algo", run.settings["algo"], "--env", run.env, "-n", str(run.steps), "-f", str(attempt / "zoo")]
+    arguments += ["--num-threads", str(max(1, int(run.num_cpus)))]
+    if run.gym_packages:
+        arguments += ["--gym-packages", *run.gym_packages]
+    if "config" in run.settings:
+        arguments += ["-conf", run.settings["config"]]
+    return arguments
+
+
+def run_zoo(arguments: list[str]) -> None:
+    """
+    RL Zoo's ``train`` in this process.
+
+    :param arguments: as on its command line
+    """
+    sys.argv = ["sb3_rainbow.zoo", "train", *arguments]
+    zoo.main()
+
+
+def parameters(hyperparams: dict[str, Any]) -> list[str]:
+    """
+    :param hyperparams: by name
+    :return: RL Zoo's arguments that say so
+    """
+    return ["-params", *(f"{key}:{value!r}" for key, value in hyperparams.items())] if hyperparams else []
+
+
+def finish(run: Run, attempt: Path, result: str, seconds: float, arguments: list[str], **more: Any) -> None:
+    """
+    Make what the attempt has made the run's.
+
+    :param run: what was done
+    :param attempt: folder of the attempt
+    :param result: one line
+    :param seconds: that it took, with the attempts before it as far as they count
+    :param arguments: RL Zoo's
+    :param more: entries of the manifest
+    """
+    manifest = run._asdict() | {
+        "folder": run.name,
+        "summary": result,
+        "seconds": round(seconds),
+        "command": ["-m", "sb3_rainbow.zoo", "train", *arguments],
+        "attempts": number_of(attempt),
+        **more,
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
+    (attempt / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    shutil.rmtree(run.folder / "zoo", ignore_errors=True)
+    for name in ("zoo", "curve.csv", "scores.csv", "manifest.json"):
+        if (attempt / name).exists():
+            os.replace(attempt / name, run.folder / name)
+    for path in attempts(run.folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the checkout that this file belongs to; nothing if it is none of git's."""
+    command = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        if subprocess.run([*command, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode:
+            return ""
+        return subprocess.run([*command, *arguments], capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""

@@ -1,0 +1,497 @@
+"""A sweep ends with the same numbers, whatever dies meanwhile; what is wrong with a suite is said before anything starts."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
+from sb3_rainbow.sweep import driver
+from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.search import finished, load_study
+from sb3_rainbow.sweep.suite import Run, expand, read
+from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
+
+SMALL = {"learning_starts": 100, "train_freq": 4, "gradient_steps": 1, "policy_kwargs": "dict(net_arch=[16])"}
+#: Long enough to be killed between its first checkpoint and its end
+FOUR: dict[str, Any] = {
+    "envs": {"CartPole-v1": 2500},
+    "algorithms": {"rainbow": {"algo": "rainbow", "hyperparams": SMALL}},
+    "overrides": {"one": {"n_steps": 1}, "three": {"n_steps": 3}},
+    "seeds": [0, 1],
+    "checkpoint_freq": 200,
+    "evaluation": {"n_games": 2},
+}
+TWO = FOUR | {"overrides": {"three": {"n_steps": 3}}}
+
+
+def write(folder: Path, suite: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / "suite.yml"
+    path.write_text(yaml.safe_dump({"s": suite}, sort_keys=False))
+    return path
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    """The sweep of ``folder/suite.yml``."""
+    command = [sys.executable, "-m", "sb3_rainbow.sweep", str(folder / "suite.yml"), "--out", str(folder), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    return output
+
+
+def manifests(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("s/*/manifest.json"))}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: manifest["parameters_sha256"] for name, manifest in manifests(folder).items()}
+
+
+def of_attempts(folder: Path) -> dict[str, psutil.Process]:
+    """By run, the process that trains it."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            command = process.cmdline()
+        except psutil.Error:
+            continue
+        if "sb3_rainbow.sweep.run" in command and str(folder) in command[-1]:
+            found[Run.from_json(command[-1]).name] = process
+    return found
+
+
+def under_way(folder: Path) -> dict[str, psutil.Process]:
+    """Those that have written a checkpoint, and are not done."""
+    ready = {}
+    for name, process in of_attempts(folder).items():
+        run = folder / "s" / name
+        begun = attempts(run)
+        if begun and checkpoints(begun[-1] / "checkpoints") and not (run / "manifest.json").exists():
+            ready[name] = process
+    return ready
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return found
+
+
+def kill_each(folder: Path, sweep: subprocess.Popen, n_runs: int, victim: Callable[[psutil.Process], psutil.Process]) -> None:
+    """Kill every run once, a little after one of its checkpoints."""
+    generator, killed = random.Random(0), set()
+    while len(killed) < n_runs:
+        assert sweep.poll() is None, sweep.communicate()[0]
+        for name, process in under_way(folder).items():
+            if name not in killed:
+                time.sleep(generator.random() / 5)
+                victim(process).kill()
+                killed.add(name)
+        time.sleep(0.02)
+
+
+def itself(process: psutil.Process) -> psutil.Process:
+    return process
+
+
+def its_worker(process: psutil.Process) -> psutil.Process:
+    parent = process.parent()
+    assert "ray::" in parent.cmdline()[0]
+    return parent
+
+
+def alternately() -> Callable[[psutil.Process], psutil.Process]:
+    calls: list[psutil.Process] = []
+
+    def victim(process: psutil.Process) -> psutil.Process:
+        calls.append(process)
+        return its_worker(process) if len(calls) % 2 else process
+
+    return victim
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write(folder, FOUR)
+    output = finish(start(folder, "--engine", "processes"))
+    assert "CartPole-v1 rainbow-one:" in output
+    assert "over 2 seeds" in output
+    return folder
+
+
+def test_a_run_leaves_its_curve_its_scores_and_where_they_come_from(undisturbed):
+    assert sorted(hashes(undisturbed)) == [f"rainbow-{n}-CartPole-v1-{seed}" for n in ("one", "three") for seed in (0, 1)]
+    assert len(set(hashes(undisturbed).values())) == 4
+    for name, manifest in manifests(undisturbed).items():
+        folder = undisturbed / "s" / name
+        assert {path.name for path in folder.iterdir()} == {"curve.csv", "log.txt", "manifest.json", "scores.csv", "zoo"}
+        assert len((folder / "scores.csv").read_text().split()) == 3
+        steps = [int(line.split(",")[0]) for line in (folder / "curve.csv").read_text().split()[1:]]
+        assert steps == sorted(set(steps))
+        assert 2000 < steps[-1] <= 2500
+        assert manifest["attempts"] == 1
+        assert manifest["command"][:3] == ["-m", "sb3_rainbow.zoo", "train"]
+
+
+def test_runs_that_are_done_are_not_done_again(undisturbed):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    assert driver.main([str(undisturbed / "suite.yml"), "--out", str(undisturbed)]) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+
+
+def test_killed_processes_are_started_again_and_end_with_the_same_parameters(undisturbed, tmp_path):
+    write(tmp_path, TWO)
+    sweep = start(tmp_path, "--engine", "processes")
+    kill_each(tmp_path, sweep, 2, itself)
+    output = finish(sweep)
+    assert output.count("attempt 2, the one before was killed") == 2, output
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    same_curves(tmp_path, undisturbed)
+
+
+def same_curves(folder: Path, expected: Path) -> None:
+    for path in folder.glob("s/*/curve.csv"):
+        lines, others = (
+            [line.rsplit(",", 1)[0] for line in file.read_text().split()]
+            for file in (path, expected / path.relative_to(folder))
+        )
+        assert lines == others
+
+
+def test_killed_workers_of_ray_are_replaced_and_end_with_the_same_parameters(undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    write(tmp_path, FOUR)
+    sweep = start(tmp_path)
+    kill_each(tmp_path, sweep, 4, alternately())
+    finish(sweep)
+    assert hashes(tmp_path) == hashes(undisturbed)
+    assert min(manifest["attempts"] for manifest in manifests(tmp_path).values()) >= 2
+    same_curves(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("engine", "number"),
+    [
+        ("processes", signal.SIGKILL),
+        pytest.param("processes", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("processes", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sweep_that_is_killed_goes_on_where_it_was(undisturbed, tmp_path, engine, number):
+    if engine == "ray":
+        pytest.importorskip("ray")
+    write(tmp_path, TWO)
+    sweep = start(tmp_path, "--engine", engine, "--jobs", "1")
+    wait_for(lambda: manifests(tmp_path) and under_way(tmp_path))
+    sweep.send_signal(number)
+    wait_for(lambda: not of_attempts(tmp_path), seconds=10)  # nothing trains behind its back
+    output = finish(sweep, code=-number if number == signal.SIGKILL else 130)
+    if number != signal.SIGKILL:
+        assert "the same command goes on from here" in output
+    (done,) = manifests(tmp_path)
+    before = (tmp_path / "s" / done / "manifest.json").stat().st_mtime_ns
+    finish(start(tmp_path, "--engine", engine, "--jobs", "1"))
+    assert (tmp_path / "s" / done / "manifest.json").stat().st_mtime_ns == before
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [1, 2]
+    same_curves(tmp_path, undisturbed)
+
+
+def test_a_node_that_is_lost_does_not_change_the_numbers(undisturbed, tmp_path):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        nodes = {
+            node.all_processes["raylet"][0].process.pid: node for node in (cluster.add_node(num_cpus=1) for _ in range(2))
+        }
+        write(tmp_path, TWO)
+        sweep = start(tmp_path, "--address", cluster.address)
+
+        def on_another_node() -> Any:
+            for process in under_way(tmp_path).values():
+                for parent in process.parents():
+                    if parent.pid in nodes:
+                        return nodes[parent.pid]
+            return None
+
+        cluster.remove_node(wait_for(on_another_node), allow_graceful=False)
+        finish(sweep)
+    finally:
+        cluster.shutdown()
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    assert sorted(manifest["attempts"] for manifest in manifests(tmp_path).values()) == [1, 2]
+
+
+def test_an_attempt_that_was_taken_for_dead_spoils_nothing(undisturbed, tmp_path):
+    write(tmp_path, TWO)
+    (run, _) = expand("s", read(tmp_path / "suite.yml")[1], tmp_path)
+    command = [sys.executable, "-m", "sb3_rainbow.sweep.run", run.to_json()]
+    first = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: under_way(tmp_path))
+    first.send_signal(signal.SIGSTOP)  # as if its machine were not reached
+    second = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(run.folder.glob("attempt-0002/checkpoints/*"))) > 1)
+    first.send_signal(signal.SIGCONT)
+    assert second.wait(timeout=120) == 0
+    first.communicate(timeout=60)  # closes its input: it ends if it has not
+    second.communicate()
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    same_curves(tmp_path, undisturbed)
+
+
+def test_a_run_that_is_killed_while_it_is_evaluated_trains_no_more(undisturbed, tmp_path):
+    write(tmp_path, TWO | {"seeds": [0], "evaluation": {"n_games": 300}})
+    sweep = start(tmp_path, "--engine", "processes")
+    wait_for(lambda: list(tmp_path.glob("s/*/attempt-0001/zoo/rainbow/*/CartPole-v1.zip")))
+    of_attempts(tmp_path).popitem()[1].kill()
+    finish(sweep)
+    assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [2]
+    assert hashes(tmp_path).items() <= hashes(undisturbed).items()
+    same_curves(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("engine", ["processes", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_run_that_dies_too_often_has_failed(tmp_path, engine):
+    write(tmp_path, TWO | {"seeds": [0], "max_retries": 0})
+    sweep = start(tmp_path, "--engine", engine)
+    wait_for(lambda: under_way(tmp_path))
+    of_attempts(tmp_path).popitem()[1].kill()
+    output = finish(sweep, code=1)
+    assert "1 failed:\nrainbow-three-CartPole-v1-0: " in output
+    assert "killed by SIGKILL" in output
+
+
+def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path):
+    write(tmp_path, TWO | {"envs": {"CartPole-v1": 300}, "overrides": {"good": {}, "bad": {"n_steps": 0}}, "seeds": [0]})
+    output = finish(start(tmp_path, "--engine", "processes"), code=1)
+    assert "1 failed:\nrainbow-bad-CartPole-v1-0: exit code 1: ValueError: n_steps=0" in output
+    assert list(manifests(tmp_path)) == ["rainbow-good-CartPole-v1-0"]
+
+
+def checkpoint(folder: Path, step: int) -> None:
+    with writing(folder / "checkpoints", step, keep=2) as (temporary, _):
+        (temporary / "data").write_text(str(step))
+        write_manifest(temporary, {}, {})
+
+
+@pytest.mark.filterwarnings("ignore:.*The checkpoint before it is taken")
+def test_an_attempt_takes_the_newest_intact_checkpoint_of_those_before_it(tmp_path):
+    first = begin(tmp_path)
+    checkpoint(first, 10)
+    (first / "curve.csv").write_text("curve")
+    second = begin(tmp_path)
+    assert attempts(tmp_path) == [second]
+    assert (second / "curve.csv").read_text() == "curve"
+    checkpoint(second, 20)
+    newest = checkpoints(second / "checkpoints")[-1]
+    third = tmp_path / "attempt-0003"  # killed while it took over
+    third.mkdir()
+    (third / "checkpoints" / newest.name).mkdir(parents=True)
+    (third / "checkpoints" / newest.name / "data").write_text("2")
+    fourth = begin(tmp_path)
+    assert [path.name for path in attempts(tmp_path)] == ["attempt-0004"]
+    assert [path.name for path in checkpoints(fourth / "checkpoints")] == [newest.name]
+    assert (fourth / "curve.csv").read_text() == "curve"
+
+
+SEARCH: dict[str, Any] = {
+    "kind": "optimize",
+    "envs": {"CartPole-v1": 200},
+    "algorithms": {"rainbow": {"algo": "rainbow"}},
+    "trials": 8,
+    "workers": 2,
+    "search": {"n_startup_trials": 4, "n_evaluations": 1, "eval_episodes": 1, "pruner": "none"},
+}
+
+
+def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_path):
+    import optuna
+    from optuna.trial import TrialState
+
+    write(tmp_path, SEARCH)
+    sweep = start(tmp_path, "--engine", "processes", "--jobs", "2")
+    storage = tmp_path / "s" / "rainbow-CartPole-v1.log"
+    killed = "rainbow-CartPole-v1-worker-1"
+
+    def study() -> optuna.Study:
+        return load_study(str(storage), "rainbow-CartPole-v1")
+
+    def trying() -> list[Any]:
+        if not storage.exists() or storage.stat().st_size < 1000:
+            return []
+        return [trial for trial in study().trials if trial.user_attrs.get("worker") == killed]
+
+    wait_for(trying)
+    of_attempts(tmp_path)[killed].kill()
+    output = finish(sweep)
+    assert "rainbow-CartPole-v1: best trial" in output
+    trials = study().get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+    assert len(trials) >= 8
+    assert len(study().get_trials(states=(TrialState.RUNNING,))) == 0
+    assert {trial.user_attrs["worker"] for trial in study().trials} == {"rainbow-CartPole-v1-worker-0", killed}
+    # The samplers have seeds of their own
+    assert len({trial.params["learning_rate"] for trial in trials}) == len(trials)
+    assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [1, 2]
+    worker = expand("s", read(tmp_path / "suite.yml")[1], tmp_path)[0]
+    assert finished(worker) == (len(trials), study().best_value)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"sedes": [0]}, "s: sedes=[0]: unknown key, the known ones are kind, envs,"),
+    ({"envs": None}, "s: envs=None: must be given"),
+    ({"envs": {}}, "s: envs={}: must be a mapping that is not empty"),
+    ({"envs": {"CartPole-v1": "many"}}, "s: envs: CartPole-v1='many': must be an integer, at least 1"),
+    ({"envs": {"CartPole-v77": 10}}, "s: envs: 'CartPole-v77' is not registered"),
+    ({"envs": {"nowhere:Env-v0": 10}}, "s: envs: 'nowhere:Env-v0' is not registered"),
+    ({"algorithms": {"a/b": {"algo": "dqn"}}}, "s: algorithms: a/b: label 'a/b': must be of letters"),
+    ({"algorithms": {"a": {"algo": "rainbows"}}}, "s: algorithms: a: algo='rainbows': must be one of"),
+    ({"algorithms": {"a": {"hyperparams": {}}}}, "s: algorithms: a: algo=None: must be a name of RL Zoo's"),
+    ({"algorithms": {"a": {"algo": "dqn", "config": "no.yml"}}}, "s: algorithms: a: config='no.yml': no such file"),
+    ({"algorithms": {"a": {"algo": "dqn", "hyperparam": {}}}}, "s: algorithms: a: hyperparam={}: unknown key"),
+    ({"overrides": {"low": {"learning_rate": "1e-4"}}}, "s: overrides: low: learning_rate='1e-4': a text for YAML"),
+    ({"overrides": {"low": [1]}}, "s: overrides: low=[1]: must be a mapping"),
+    ({"seeds": 3}, "s: seeds=3: must be a list of different integers"),
+    ({"seeds": [0, 0]}, "s: seeds=[0, 0]: must be a list of different integers"),
+    ({"seeds": [-1]}, "s: seeds=-1: must be an integer, at least 0"),
+    ({"checkpoint_freq": 0.5}, "s: checkpoint_freq=0.5: must be an integer, at least 0"),
+    ({"num_gpus": "all"}, "s: num_gpus='all': must be a number in [0, 1024]"),
+    ({"num_cpus": 0}, "s: num_cpus=0: must be a number in (0, 1024]"),
+    ({"gym_packages": "minatar"}, "s: gym_packages='minatar': must be a list of modules"),
+    ({"gym_packages": ["no_such_module"]}, "s: gym_packages: 'no_such_module' cannot be imported"),
+    ({"evaluation": {"games": 3}}, "s: evaluation: games=3: unknown key"),
+    ({"evaluation": {"epsilon": 2}}, "s: evaluation: epsilon=2: must be a number in [0, 1]"),
+    ({"reference": "ppo"}, "s: reference='ppo': must be one of 'rainbow'"),
+    ({"kind": "race"}, "s: kind='race': must be one of 'train', 'optimize'"),
+    ({"kind": "optimize"}, "s: seeds=[0, 1]: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_wrong_with_a_suite_is_said_before_anything_starts(tmp_path, change, message):
+    suite = {key: value for key, value in FOUR.items() if key != "overrides"} | change
+    if change.get("kind") == "optimize":
+        suite = {"kind": "optimize"} | {key: suite[key] for key in ("envs", "algorithms", "seeds")}
+    path = write(tmp_path, suite)
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        driver.main([str(path), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("[1", [], "cannot be read as YAML"),
+        ("3", [], "must be a mapping"),
+        ("{a: {}, b: {}}", [], "holds several suites: say which by --suite, one of a, b"),
+        ("{a: {}, b: {}}", ["--suite", "c"], "suite='c': must be one of 'a', 'b'"),
+        (yaml.safe_dump(TWO), ["--only", "nothing"], "only='nothing': no run of suite is called so"),
+        (yaml.safe_dump(TWO), ["--jobs", "0"], "jobs=0: must be an integer, at least 1"),
+    ],
+)
+def test_wrong_files_and_options_are_named(tmp_path, content, options, message):
+    (tmp_path / "suite.yml").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        driver.main([str(tmp_path / "suite.yml"), *options])
+
+
+def test_a_suite_is_every_environment_with_every_algorithm_override_and_seed(tmp_path):
+    config = tmp_path / "own.yml"
+    config.write_text("default: {}")
+    rainbow = {"algo": "rainbow", "config": "own.yml", "hyperparams": {"n_steps": 1, "alpha": 0.1}}
+    suite = FOUR | {
+        "envs": {"CartPole-v1": 10, "MinAtar/Breakout-v1": 20},
+        "algorithms": {"r": rainbow, "d": {"algo": "dqn"}},
+        "overrides": {"base": {}, "n": {"n_steps": 9}},
+    }
+    name, full = read(write(tmp_path, suite))
+    runs = expand(name, full, tmp_path)
+    assert len(runs) == len({run.name for run in runs}) == 2 * 2 * 2 * 2
+    assert [run.name for run in runs[:4]] == [f"{label}-CartPole-v1-0" for label in ("r-base", "r-n", "d-base", "d-n")]
+    assert runs[1].settings == {"algo": "rainbow", "config": str(config), "hyperparams": {"n_steps": 9, "alpha": 0.1}}
+    assert runs[4].folder == tmp_path / "s" / "r-base-MinAtar-Breakout-v1-0"
+    assert runs[4].steps == 20
+    assert Run.from_json(runs[3].to_json()) == runs[3]
+
+
+def test_the_benchmarks_suites_are_right():
+    suites = Path(__file__).parents[1] / "benchmarks/learning/suites.yml"
+    for name in yaml.safe_load(suites.read_text()):
+        assert expand(name, read(suites, name)[1], Path("out"))
+
+
+@pytest.fixture
+def running(tmp_path) -> Iterator[Run]:
+    (run, _) = expand("s", read(write(tmp_path, TWO))[1], tmp_path)
+    attempt = begin(run.folder)
+    lines = [f"{100 * i},{i},{2 * i}" for i in range(1, 40)]
+    (attempt / "curve.csv").write_text("step,return,seconds\n" + "\n".join(lines) + "\n3950,4")
+    return run
+
+
+def test_progress_is_read_from_the_curve_that_is_being_written(running):
+    assert progress(running) == (3900, 50.0, sum(range(20, 40)) / 20, 1)
+    begin(running.folder)
+    assert progress(running)[0::3] == (0, 2)
+
+
+def test_the_table_and_the_lines_show_runs_and_attempts(running, capsys):
+    from rich.console import Console
+    from rich.live import Live
+
+    board = Board([running, running._replace(folder=running.folder.with_name("other"))])
+    board.running.append(running)
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=30)
+    with Live(console=console, auto_refresh=False) as live:
+        Table(live).update(board)
+    shown = console.file.getvalue()
+    for text in ("0 of 2 done, 1 running, 1 waiting, 0 failed, 50 steps/s", running.name, "3,900", "2,500", "29.5"):
+        assert text in shown
+    lines = Lines()
+    lines.update(board)
+    begin(running.folder)
+    lines.update(board)
+    assert capsys.readouterr().out == f"{running.name}: attempt 2, the one before was killed\n"
+    assert results(board.runs) == ""
+
+
+def test_without_ray_one_line_says_what_it_would_add(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(driver, "sweep", lambda runs, engine, jobs, shown: {})
+    assert driver.main([str(write(tmp_path, TWO)), "--out", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()[:1]
+    assert line.startswith('Runs are processes of this machine. pip install "sb3-rainbow[ray]" adds clusters')
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"sb3-rainbow\[ray\]"):
+        driver.main([str(tmp_path / "suite.yml"), "--out", str(tmp_path), "--address", "auto"])
+
+
+def test_neither_ray_nor_rl_zoo_is_imported_with_the_sweep():
+    code = "import sys, sb3_rainbow.sweep.driver; print({'ray', 'rl_zoo3', 'optuna'} & set(sys.modules))"
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "set()", done.stderr
