@@ -21,7 +21,7 @@ from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
 from sb3_rainbow.sweep.search import finished, load_study
-from sb3_rainbow.sweep.suite import Run, expand, read
+from sb3_rainbow.sweep.suite import Run, claim, expand, read
 from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
 
 SMALL = {"learning_starts": 100, "train_freq": 4, "gradient_steps": 1, "policy_kwargs": "dict(net_arch=[16])"}
@@ -144,7 +144,14 @@ def test_a_run_leaves_its_curve_its_scores_and_where_they_come_from(undisturbed)
     assert len(set(hashes(undisturbed).values())) == 4
     for name, manifest in manifests(undisturbed).items():
         folder = undisturbed / "s" / name
-        assert {path.name for path in folder.iterdir()} == {"curve.csv", "log.txt", "manifest.json", "scores.csv", "zoo"}
+        assert {path.name for path in folder.iterdir()} == {
+            "curve.csv",
+            "log.txt",
+            "manifest.json",
+            "run.json",
+            "scores.csv",
+            "zoo",
+        }
         assert len((folder / "scores.csv").read_text().split()) == 3
         steps = [int(line.split(",")[0]) for line in (folder / "curve.csv").read_text().split()[1:]]
         assert steps == sorted(set(steps))
@@ -157,6 +164,24 @@ def test_runs_that_are_done_are_not_done_again(undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
     assert driver.main([str(undisturbed / "suite.yml"), "--out", str(undisturbed)]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+
+
+def test_a_run_is_not_gone_on_from_with_other_settings(undisturbed, tmp_path):
+    path = write(tmp_path, FOUR | {"overrides": {"one": {"n_steps": 2}}})
+    message = f"rainbow-one-CartPole-v1-0: hyperparams={SMALL | {'n_steps': 2}!r}, but {undisturbed}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        driver.main([str(path), "--suite", "s", "--out", str(undisturbed)])
+    path = write(tmp_path, FOUR | {"envs": {"CartPole-v1": 5000}})
+    with pytest.raises(ValueError, match=r"rainbow-one-CartPole-v1-0: steps=5000, but .* was begun with 2500"):
+        driver.main([str(path), "--out", str(undisturbed)])
+    (run, _) = expand("s", read(write(tmp_path, TWO))[1], tmp_path)
+    claim(run)
+    attempt = begin(run.folder)
+    claim(run._replace(steps=77))  # it has nothing to lose yet
+    checkpoint(attempt, 10)
+    claim(run._replace(steps=77))
+    with pytest.raises(ValueError, match=r"steps=2500, but .* was begun with 77"):
+        claim(run)
 
 
 def test_killed_processes_are_started_again_and_end_with_the_same_parameters(undisturbed, tmp_path):
@@ -207,16 +232,21 @@ def test_a_sweep_that_is_killed_goes_on_where_it_was(undisturbed, tmp_path, engi
     sweep = start(tmp_path, "--engine", engine, "--jobs", "1")
     wait_for(lambda: manifests(tmp_path) and under_way(tmp_path))
     sweep.send_signal(number)
+    start_of_end = time.monotonic()
     wait_for(lambda: not of_attempts(tmp_path), seconds=10)  # nothing trains behind its back
+    print(f"its runs have ended {time.monotonic() - start_of_end:.1f} s later")
     output = finish(sweep, code=-number if number == signal.SIGKILL else 130)
     if number != signal.SIGKILL:
         assert "the same command goes on from here" in output
-    (done,) = manifests(tmp_path)
-    before = (tmp_path / "s" / done / "manifest.json").stat().st_mtime_ns
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/manifest.json")}
+    # Ray takes a moment to see that the sweep was killed, in which the other run may get ready
+    assert len(before) == 1 or engine == "ray"
     finish(start(tmp_path, "--engine", engine, "--jobs", "1"))
-    assert (tmp_path / "s" / done / "manifest.json").stat().st_mtime_ns == before
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("s/*/manifest.json")}.items()
     assert hashes(tmp_path).items() <= hashes(undisturbed).items()
-    assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [1, 2]
+    n_attempts = {name: manifest["attempts"] for name, manifest in manifests(tmp_path).items()}
+    assert n_attempts == {name: 1 if tmp_path / "s" / name / "manifest.json" in before else 2 for name in n_attempts}
+    assert len(n_attempts) == 2
     same_curves(tmp_path, undisturbed)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.sweep.engine import Engine, Processes, Ray
-from sb3_rainbow.sweep.suite import Run, check_known, expand, read
+from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
 from sb3_rainbow.sweep.table import Board, View, results, view
 
 
@@ -39,9 +39,17 @@ def sweep(runs: list[Run], engine: Engine, jobs: int, shown: View) -> dict[str, 
                 shown.say(f"{run.name}: failed, {error}")
             else:
                 board.n_done += 1
-                shown.say(f"{run.name}: {json.loads((run.folder / 'manifest.json').read_text())['summary']}")
+                shown.say(f"{run.name}: {_summary(run)}")
         shown.update(board)
     return board.failed
+
+
+def _summary(run: Run) -> str:
+    """What a run that is done has reached."""
+    try:
+        return str(json.loads((run.folder / "manifest.json").read_text())["summary"])
+    except FileNotFoundError:  # a network file system shows it late
+        return "done"
 
 
 def _jobs(suite: dict[str, Any]) -> int:
@@ -90,6 +98,9 @@ def main(argv: list[str] | None = None) -> int:
     runs = [run for run in expand(name, suite, args.out.resolve(), beside) if args.only in run.name]
     if not runs:
         raise ValueError(f"only={args.only!r}: no run of {name} is called so")
+
+    for run in runs:
+        claim(run)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -72,7 +72,8 @@ def why(run: Run, code: int) -> str:
     :param code: its exit code
     :return: the error: the last line that it printed; nothing if there was none
     """
-    if run.is_done:  # perhaps by an attempt that was taken for dead
+    # A network file system may show the manifest late; an attempt that was taken for dead may have written it
+    if code == 0 or run.is_done:
         return ""
     try:
         lines = (run.folder / "log.txt").read_text(errors="replace").strip().splitlines()

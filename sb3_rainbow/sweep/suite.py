@@ -93,6 +93,34 @@ class Run(NamedTuple):
         return cls(**fields | {"folder": Path(fields["folder"])})
 
 
+def claim(run: Run) -> None:
+    """
+    Write down in a run's folder what it is. From its first checkpoint on it must be the same: nothing goes on with other
+    settings, and what is done is not taken for something else.
+
+    :param run: about to be started, or done
+    :raises ValueError: if its folder holds a run with other settings
+    """
+    path = run.folder / "run.json"
+    has_results = run.is_done or any(run.folder.glob("attempt-*/checkpoints/step_*"))
+    if not path.exists() or not has_results:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".writing")
+        temporary.write_text(run.to_json())
+        temporary.replace(path)
+        return
+    before, now = (json.loads(text) for text in (path.read_text(), run.to_json()))
+    for field in (before, now):
+        field |= {name: field["settings"].get(name) for name in ("algo", "hyperparams")}
+        field["trials"] = field["search"].get("trials")
+    for name in ("env", "steps", "algo", "hyperparams", "trials"):
+        old, new = before[name], now[name]
+        if old != new:
+            raise ValueError(
+                f"{run.name}: {name}={new!r}, but {run.folder} was begun with {old!r}: remove it, or use another label"
+            )
+
+
 def read(path: Path, name: str | None = None) -> tuple[str, dict[str, Any]]:
     """
     :param path: YAML file: suites by their names, or one suite
