@@ -8,6 +8,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
+import numpy as np
+
 from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary
 
 #: ``n_games, epsilon, deterministic`` of the usual protocols
@@ -17,6 +20,34 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # Mnih et al. 2015 and after: nearly greedy
     "usual": {"n_games": 50, "epsilon": 0.001, "deterministic": True},
 }
+
+
+def film(run: Path, game: int, score: float, path: Path, settings: dict[str, Any], seed: int, **env_kwargs: Any) -> None:
+    """
+    Play the same games again up to one, and film that.
+
+    :param run: folder of one run of RL Zoo
+    :param game: number of the game
+    :param score: that it had
+    :param path: GIF to write; every second step
+    :param settings: arguments of ``evaluate``
+    :param seed: of the games
+    :param env_kwargs: for the environment
+    :raises RuntimeError: if the game took another course this time
+    """
+    model, env = load_run(run, seed, render_mode="rgb_array", **env_kwargs)
+    frames = []
+
+    def record(seen: dict[str, Any], _: dict[str, Any]) -> None:
+        if seen["episode_counts"][0] == game and seen["current_lengths"][0] % 2 == 0:
+            frames.append(env.render())
+
+    again = evaluate(model, env, seed=seed, callback=record, **settings | {"n_games": game + 1})[game]
+    if again != score:
+        raise RuntimeError(
+            f"{run}: game {game} scored {again} when filmed, {score} before: the environment is not reproducible"
+        )
+    imageio.imwrite(path, frames, duration=1000 / 15, loop=0)
 
 
 def main() -> None:
@@ -29,6 +60,7 @@ def main() -> None:
     parser.add_argument("--sticky", type=float, help="probability that Atari repeats the last action")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--csv", type=Path, help="write the scores here")
+    parser.add_argument("--gif", type=Path, help="film the median game")
     args = parser.parse_args()
 
     settings = {"n_games": 20} | PROTOCOLS.get(args.protocol, {})
@@ -41,6 +73,10 @@ def main() -> None:
         with args.csv.open("w", newline="") as file:
             csv.writer(file).writerows([("score",), *((score,) for score in scores)])
     print(settings, summary(scores), sep="\n")
+    if args.gif:
+        median = int(np.argsort(scores, kind="stable")[(len(scores) - 1) // 2])
+        film(args.run, median, scores[median], args.gif, settings, args.seed, **env_kwargs)
+        print(f"{args.gif}: game {median}, score {scores[median]:.0f}")
 
 
 if __name__ == "__main__":

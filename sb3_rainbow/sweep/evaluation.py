@@ -1,6 +1,7 @@
 """Scores of a trained agent over whole games."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,13 @@ class EpsilonGreedy:
 
 
 def evaluate(
-    model: BaseAlgorithm, env: VecEnv, n_games: int = 20, epsilon: float = 0.0, deterministic: bool = True, seed: int = 0
+    model: BaseAlgorithm,
+    env: VecEnv,
+    n_games: int = 20,
+    epsilon: float = 0.0,
+    deterministic: bool = True,
+    seed: int = 0,
+    callback: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
 ) -> list[float]:
     """
     Scores of whole games, as the environment's Monitor counts them: rewards not clipped, lost lives no end.
@@ -60,10 +67,12 @@ def evaluate(
     :param epsilon: probability of a random action
     :param deterministic: without noise
     :param seed: of the random actions
+    :param callback: called after every step, see SB3's ``evaluate_policy``
     :return: one score per game
     """
     player: Any = EpsilonGreedy(model, epsilon, seed)
-    scores: Any = evaluate_policy(player, env, n_games, deterministic=deterministic, return_episode_rewards=True)[0]
+    options: dict[str, Any] = {"deterministic": deterministic, "callback": callback}
+    scores: Any = evaluate_policy(player, env, n_games, return_episode_rewards=True, **options)[0]
     return list(scores)
 
 

@@ -1,12 +1,17 @@
-"""The report of the learning benchmarks: means that can be checked by hand, nothing invented, the same file every time."""
+"""
+The learning benchmarks: a report with means that can be checked by hand, nothing invented, the same file every time; an
+evaluation whose film is of the game that it names.
+"""
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import yaml
@@ -88,3 +93,21 @@ def test_runs_that_have_not_ended_are_left_out(results):
     assert "13 of 16 runs" in text
     assert "| B-v0 | rainbow | 1 | 4.00 |  | 4.0 |" in text, "an interval of one seed"
     assert "| rainbow | 1 | " in text, "over all games only the seed that all games have"
+
+
+def test_the_film_is_of_the_median_game(tmp_path):
+    zoo = [sys.executable, "-m", "sb3_rainbow.zoo", "train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", "60"]
+    subprocess.run([*zoo, "-f", tmp_path, "--eval-freq", "-1", "-params", "buffer_size:100"], check=True, capture_output=True)
+    run = tmp_path / "rainbow/CartPole-v1_1"
+    options = ["--games", "5", "--epsilon", "0.5", "--csv", tmp_path / "scores.csv", "--gif", tmp_path / "film.gif"]
+    command = [sys.executable, ROOT / "benchmarks/learning/evaluate.py", run, *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    scores = np.loadtxt(tmp_path / "scores.csv", skiprows=1).tolist()
+    assert len(scores) == 5
+    assert len(set(scores)) > 1
+    median = sorted(scores)[2]
+    game = int(re.search(r"film.gif: game (\d)", done.stdout)[1])
+    assert scores[game] == median
+    # CartPole's score is its length, and every second step is filmed
+    assert len(imageio.imread(tmp_path / "film.gif")) == median // 2
