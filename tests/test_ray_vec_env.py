@@ -180,7 +180,8 @@ def test_an_actor_that_dies_or_hangs_is_replaced_and_its_episodes_are_truncated(
     observations, rewards, dones, infos = env.step(np.zeros(3, int))
     seconds = time.monotonic() - start
     print(f"replaced after {seconds:.2f} s")
-    assert seconds < (0 if number == signal.SIGKILL else timeout) + 5
+    # Two to three seconds on an idle machine; a new actor starts in several where other tests run
+    assert seconds < (0 if number == signal.SIGKILL else timeout) + 20
     assert rewards.tolist() == [0, 0, 5]
     assert dones.tolist() == [True, True, False]
     assert observations.tolist() == [[8, 1, 0], [9, 1, 0], [7, 1, 5]]
