@@ -14,15 +14,13 @@ import gymnasium as gym
 import imageio.v3 as imageio
 import matplotlib.pyplot as plt
 import numpy as np
-import rl_zoo3.import_envs  # noqa: F401  (registers Atari)
-import yaml
-from rl_zoo3 import create_test_env, get_saved_hyperparams
 from rl_zoo3.utils import get_model_path
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.results_plotter import ts2xy, window_func
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_rainbow import RainbowDQN
+from sb3_rainbow.sweep.evaluation import load_run
 
 WINDOW = 20  # episodes
 
@@ -48,7 +46,7 @@ def draw_curve(run: Path, env_id: str) -> Path:
     return path
 
 
-def film(model: RainbowDQN, env: VecEnv, path: Path, n_frames: int) -> float:
+def film(model: BaseAlgorithm, env: VecEnv, path: Path, n_frames: int) -> float:
     """Write a GIF of one game, or as much of it as fits, and return its score so far."""
     frames, score = [], 0.0
     obs = env.reset()
@@ -74,12 +72,7 @@ def main() -> None:
 
     name = args.env.replace("/", "-")
     _, model_path, run = get_model_path(0, str(args.folder.parent), args.folder.name, name)
-    hyperparams, stats_path = get_saved_hyperparams(str(Path(run) / name), test_mode=True)
-    env_kwargs = yaml.safe_load(str(hyperparams.pop("env_kwargs", "{}"))) or {}
-    env = create_test_env(
-        args.env, stats_path=stats_path, seed=0, hyperparams=hyperparams, env_kwargs=env_kwargs | {"render_mode": "rgb_array"}
-    )
-    model = RainbowDQN.load(model_path, buffer_size=1)
+    model, env = load_run(Path(run), render_mode="rgb_array")
     curve = draw_curve(Path(run), args.env)
     gif = Path(run) / "agent.gif"
     score = film(model, env, gif, args.frames)

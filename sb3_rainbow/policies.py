@@ -299,9 +299,8 @@ class RainbowPolicy(DQNPolicy):
         self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
-        if net_arch is None:
-            hidden_units = HIDDEN_UNITS.get(features_extractor_class)
-            net_arch = None if hidden_units is None else [hidden_units]
+        if net_arch is None and features_extractor_class in HIDDEN_UNITS:
+            net_arch = [HIDDEN_UNITS[features_extractor_class]]
         super().__init__(
             observation_space,
             action_space,

@@ -4,14 +4,13 @@ Play whole games with a trained agent and print its unclipped scores:
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
 
-from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary
+from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary, write_scores
 
 #: ``n_games, epsilon, deterministic`` of the usual protocols
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -70,8 +69,7 @@ def main() -> None:
     model, env = load_run(args.run, args.seed, **env_kwargs)
     scores = evaluate(model, env, seed=args.seed, **settings)
     if args.csv:
-        with args.csv.open("w", newline="") as file:
-            csv.writer(file).writerows([("score",), *((score,) for score in scores)])
+        write_scores(scores, args.csv)
     print(settings, summary(scores), sep="\n")
     if args.gif:
         median = int(np.argsort(scores, kind="stable")[(len(scores) - 1) // 2])

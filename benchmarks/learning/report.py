@@ -32,16 +32,6 @@ REPETITIONS = 2000
 #: With fewer, nothing is trimmed from the mean, and no interval is worth its name
 FEWEST_SEEDS = 4
 
-Scores = dict[str, np.ndarray]
-
-
-def done(runs: Sequence[Run]) -> list[Run]:
-    """
-    :param runs: of a suite
-    :return: those that have ended
-    """
-    return [run for run in runs if run.is_done]
-
 
 def mean_score(run: Run) -> float:
     """
@@ -66,7 +56,7 @@ def curve(run: Run) -> np.ndarray:
     return means[last]
 
 
-def interquartile_means(scores: Scores) -> dict[str, tuple[float, float, float]]:
+def interquartile_means(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
     """
     :param scores: by label, ``[n_seeds, n_games]``
     :return: by label, the interquartile mean over all, and the ends of its 95% interval; nan where the seeds are too few
@@ -108,14 +98,15 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_curves(runs: Sequence[Run], path: Path) -> None:
+def draw_curves(runs: Sequence[Run], envs: Sequence[str], labels: Sequence[str], path: Path) -> None:
     """
     Mean over the seeds and their range, one picture per environment.
 
     :param runs: those that have ended
+    :param envs: theirs, each once
+    :param labels: theirs, each once
     :param path: without its ending
     """
-    envs, labels = (list(dict.fromkeys(values)) for values in ([run.env for run in runs], [run.label for run in runs]))
     columns = min(3, len(envs))
     rows = -(-len(envs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 3.4 * rows), squeeze=False, layout="constrained")
@@ -133,9 +124,10 @@ def draw_curves(runs: Sequence[Run], path: Path) -> None:
         axis.set(title=env, xlim=(0, None), xlabel="agent steps", ylabel="return while training")
         axis.grid(alpha=0.3)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
-    handles, names = axes.flat[0].get_legend_handles_labels()
-    place = {"loc": "center", "bbox_to_anchor": axes.flat[-1].get_position()} if len(envs) < rows * columns else {}
-    figure.legend(handles, names, **(place or {"loc": "outside lower center", "ncols": 4}))
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 4}
+    if len(envs) < rows * columns:  # in the last place, which is empty
+        place = {"loc": "center", "bbox_to_anchor": axes.flat[-1].get_position()}
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), **place)
     save(figure, path)
 
 
@@ -163,10 +155,10 @@ def draw_aggregate(values: dict[str, tuple[float, float, float]], reference: str
     save(figure, path)
 
 
-def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
+def report(runs: Sequence[Run], reference: str, path: Path) -> str:
     """
     :param runs: those of the suite that have ended
-    :param reference: label by which scores are divided for the mean over games; None for none
+    :param reference: label by which scores are divided for the mean over games; empty for none
     :param path: folder for the figures
     :return: Markdown
     """
@@ -184,7 +176,7 @@ def report(runs: Sequence[Run], reference: str | None, path: Path) -> str:
             each = ", ".join(f"{score:.1f}" for score in of_env[label][:, 0])
             lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", interval(low, high), each])
     parts = [table(["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"], lines)]
-    draw_curves(runs, path / "curves")
+    draw_curves(runs, envs, labels, path / "curves")
     parts.append("![learning curves](curves.png)\n")
 
     seeds = {
@@ -220,7 +212,7 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     :return: Markdown: where the numbers come from
     """
     manifests: list[dict[str, Any]] = [json.loads((run.folder / "manifest.json").read_text()) for run in runs]
-    # Of the curve: a manifest has those of the last attempt
+    # Of the curve: a manifest's begin with RL Zoo
     hours = sum(float((run.folder / "curve.csv").read_text().rsplit(",", 1)[1]) for run in runs) / 3600
     commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})
     machines = sorted({manifest["machine"] for manifest in manifests})
@@ -242,11 +234,11 @@ def main() -> None:
 
     _, suite = read(args.suites, args.suite)
     all_runs = expand(args.suite, suite, args.out)
-    runs = done(all_runs)
+    runs = [run for run in all_runs if run.is_done]
     if not runs:
         raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
     path = args.out / args.suite
-    body = report(runs, suite["reference"] or None, path)
+    body = report(runs, suite["reference"], path)
     title = f"# {args.suite}: {len(runs)} of {len(all_runs)} runs\n"
     about = provenance(runs, f"python benchmarks/learning/report.py {args.suite}")
     (path / "report.md").write_text("\n".join([title, body, about]))

@@ -1,5 +1,6 @@
 """Scores of a trained agent over whole games."""
 
+import csv
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,15 @@ def load_run(run: Path, seed: int = 0, **env_kwargs: Any) -> tuple[BaseAlgorithm
     )
     # No memory for a replay that is not used
     return ALGOS[args["algo"]].load(run / f"{name}.zip", buffer_size=1), env
+
+
+def write_scores(scores: list[float], path: Path) -> None:
+    """
+    :param scores: of the games
+    :param path: CSV file, one line per game
+    """
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("score",), *((score,) for score in scores)])
 
 
 def summary(scores: list[float]) -> str:

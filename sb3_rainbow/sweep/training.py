@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_rainbow.sweep.attempt import finish, parameters, run_zoo, zoo_arguments
-from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary
+from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary, write_scores
 from sb3_rainbow.sweep.suite import Run
 from sb3_rainbow.zoo import ALGO
 
@@ -37,8 +37,7 @@ def train(run: Run, attempt: Path) -> None:
     model, env = load_run(folder_of_zoo, seed=run.seed + 1000)
     scores = evaluate(model, env, **run.evaluation)
     env.close()
-    with (attempt / "scores.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("score",), *((score,) for score in scores)])
+    write_scores(scores, attempt / "scores.csv")
     with (attempt / "curve.csv").open() as file:  # its seconds go on where those of an attempt before ended
         seconds = max([seconds, *(float(line["seconds"]) for line in csv.DictReader(file))])
     finish(run, attempt, summary(scores), seconds, arguments, parameters_sha256=_hash(model))
