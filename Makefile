@@ -9,7 +9,7 @@ SUITE ?= classic
 LOGS ?= logs
 BIN := .venv/bin
 
-.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
+.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-sweep bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
@@ -41,6 +41,9 @@ bench-update: .venv/ready
 
 bench-atari: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_atari.py
+
+bench-sweep: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_sweep.py
 
 bench-gpu: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_gpu.py

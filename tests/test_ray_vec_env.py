@@ -166,8 +166,10 @@ def test_attributes_and_methods_reach_each_environment():
     env.close()
 
 
+# Two to three seconds on an idle machine; a new actor starts in many where other tests run beside
+@pytest.mark.parametrize("slack", [20, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_actor_that_dies_or_hangs_is_replaced_and_its_episodes_are_truncated(number):
+def test_an_actor_that_dies_or_hangs_is_replaced_and_its_episodes_are_truncated(number, slack):
     timeout = 60.0 if number == signal.SIGKILL else 8.0
     env = counting(3, envs_per_actor=2, timeout=timeout)
     env.seed(5)
@@ -180,8 +182,7 @@ def test_an_actor_that_dies_or_hangs_is_replaced_and_its_episodes_are_truncated(
     observations, rewards, dones, infos = env.step(np.zeros(3, int))
     seconds = time.monotonic() - start
     print(f"replaced after {seconds:.2f} s")
-    # Two to three seconds on an idle machine; a new actor starts in several where other tests run
-    assert seconds < (0 if number == signal.SIGKILL else timeout) + 20
+    assert seconds < (0 if number == signal.SIGKILL else timeout) + slack
     assert rewards.tolist() == [0, 0, 5]
     assert dones.tolist() == [True, True, False]
     assert observations.tolist() == [[8, 1, 0], [9, 1, 0], [7, 1, 5]]
