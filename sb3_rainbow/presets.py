@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_rainbow.arguments import check_choice
 
 #: ``hyperparams/<name>.yml``
-PRESETS = ("hessel", "dopamine", "data_efficient", "notebook")
+PRESETS = ("hessel", "dopamine", "data_efficient", "low_budget", "notebook")
 #: What RL Zoo takes for itself
 ZOO_ONLY = {"env_kwargs", "env_wrapper", "frame_stack", "n_timesteps"}
 
@@ -34,6 +35,7 @@ def preset(name: str) -> dict[str, Any]:
     - ``"hessel"``: full Rainbow (Hessel et al. 2018), for some 50 million steps
     - ``"dopamine"``: full Rainbow of Dopamine (Castro et al. 2018)
     - ``"data_efficient"``: a small network and many updates, for 100,000 steps (van Hasselt et al. 2019)
+    - ``"low_budget"``: full Rainbow for 100,000 to a million steps, by our own runs
     - ``"notebook"``: five parts with independent noise, for 400,000 steps
 
     :param name: one of those
@@ -42,4 +44,8 @@ def preset(name: str) -> dict[str, Any]:
     """
     check_choice("name", name, PRESETS)
     settings = yaml.safe_load(hyperparams_path(name).read_text())["atari"]
-    return {argument: value for argument, value in settings.items() if argument not in ZOO_ONLY}
+    arguments = {argument: value for argument, value in settings.items() if argument not in ZOO_ONLY}
+    kind, _, start = str(arguments["learning_rate"]).partition("_")
+    if kind == "lin":  # RL Zoo's word for a rate that falls to 0
+        arguments["learning_rate"] = LinearSchedule(float(start), 0.0, 1.0)
+    return arguments

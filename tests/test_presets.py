@@ -4,9 +4,11 @@ import pytest
 import torch as th
 import yaml
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_rainbow import RainbowDQN, preset
 from sb3_rainbow.presets import PRESETS, hyperparams_path
+from sb3_rainbow.rainbow import ADAM_EPS
 
 FRAMES = {"screen_height": 84, "screen_width": 84, "n_channels": 4, "channel_first": True}
 
@@ -21,9 +23,11 @@ def test_a_preset_trains_and_its_values_reach_the_model(name):
     settings = preset(name)
     model = model_of(name).learn(16)
     assert model._n_updates > 0
-    for argument in ("learning_rate", "batch_size", "target_update_interval", "n_steps", "alpha", "beta0", "sigma0", "noisy"):
-        assert getattr(model, argument) == settings[argument], argument
-    assert model.policy.optimizer.defaults["eps"] == settings["policy_kwargs"]["optimizer_kwargs"]["eps"]
+    assert model.lr_schedule(1.0) == FloatSchedule(settings["learning_rate"])(1.0)
+    for argument in ("batch_size", "target_update_interval", "n_steps", "alpha", "beta0", "sigma0", "noisy"):
+        assert getattr(model, argument) == settings.get(argument, getattr(model, argument)), argument
+    optimizer = settings.get("policy_kwargs", {}).get("optimizer_kwargs", {"eps": ADAM_EPS})
+    assert model.policy.optimizer.defaults["eps"] == optimizer["eps"]
     assert model.q_net.head.n_atoms == settings.get("n_atoms", 1)
 
 
@@ -79,10 +83,26 @@ def test_the_values_are_those_of_the_source(name, values):
     assert {argument: settings[argument] for argument in values} == values
 
 
+def test_the_learning_rate_of_a_low_budget_falls_to_zero():
+    learning_rate = preset("low_budget")["learning_rate"]
+    assert [learning_rate(remaining) for remaining in (1.0, 0.5, 0.0)] == [5e-4, 2.5e-4, 0.0]
+
+
+def test_a_low_budget_is_what_the_results_were_measured_with():
+    low_budget, atari = (yaml.safe_load(hyperparams_path(name).read_text())["atari"] for name in ("low_budget", "rainbow"))
+    suites = yaml.safe_load((hyperparams_path("rainbow").parents[1] / "benchmarks/learning/suites.yml").read_text())
+    measured = atari | suites["breakout"]["algorithms"]["rainbow-c51"]["hyperparams"]
+    measured["n_timesteps"] = suites["breakout"]["envs"]["BreakoutNoFrameskip-v4"]
+    # The same, faster: eight games, and two updates for each of their steps
+    faster = {name: measured.pop(name) for name in ("n_envs", "vec_env_wrapper", "amp", "train_freq", "gradient_steps")}
+    steps_per_update = faster["n_envs"] * faster["train_freq"] / faster["gradient_steps"]
+    assert low_budget == measured | {"train_freq": steps_per_update, "gradient_steps": 1}
+
+
 def test_every_number_is_one_in_yaml_too():
     for name in PRESETS:
         settings = yaml.safe_load(hyperparams_path(name).read_text())["atari"]
-        texts = [value for value in settings.values() if isinstance(value, str)]
+        texts = [value for argument, value in settings.items() if isinstance(value, str) and argument != "learning_rate"]
         assert not any(character.isdigit() for text in texts for character in text), "YAML took a number for a text"
 
 

@@ -31,7 +31,7 @@ def film(run: Path, game: int, score: float, path: Path, settings: dict[str, Any
     :param path: GIF to write; every second step
     :param settings: arguments of ``evaluate``
     :param seed: of the games
-    :param env_kwargs: for the environment
+    :param env_kwargs: for ``load_run``
     :raises RuntimeError: if the game took another course this time
     """
     model, env = load_run(run, seed, render_mode="rgb_array", **env_kwargs)
@@ -58,6 +58,9 @@ def main() -> None:
     parser.add_argument("--noise", action="store_true", help="act under the noise of the noisy layers")
     parser.add_argument("--sticky", type=float, help="probability that Atari repeats the last action")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--sb3-wrappers", action="store_true", help="not ALE's own threads: another score, and films in colour"
+    )
     parser.add_argument("--csv", type=Path, help="write the scores here")
     parser.add_argument("--gif", type=Path, help="film the median game")
     args = parser.parse_args()
@@ -65,7 +68,8 @@ def main() -> None:
     settings = {"n_games": 20} | PROTOCOLS.get(args.protocol, {})
     given = {"n_games": args.games, "epsilon": args.epsilon, "deterministic": False if args.noise else None}
     settings |= {name: value for name, value in given.items() if value is not None}
-    env_kwargs = {} if args.sticky is None else {"repeat_action_probability": args.sticky}
+    env_kwargs: dict[str, Any] = {} if args.sticky is None else {"repeat_action_probability": args.sticky}
+    env_kwargs["vec_env_wrapper"] = not args.sb3_wrappers
     model, env = load_run(args.run, args.seed, **env_kwargs)
     scores = evaluate(model, env, seed=args.seed, **settings)
     if args.csv:

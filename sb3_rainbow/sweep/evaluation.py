@@ -77,10 +77,11 @@ def evaluate(
     return list(scores)
 
 
-def load_run(run: Path, seed: int = 0, **env_kwargs: Any) -> tuple[BaseAlgorithm, VecEnv]:
+def load_run(run: Path, seed: int = 0, vec_env_wrapper: bool = True, **env_kwargs: Any) -> tuple[BaseAlgorithm, VecEnv]:
     """
     :param run: folder of one run of RL Zoo: ``<logs>/<algo>/<env>_<number>``
     :param seed: of the environment
+    :param vec_env_wrapper: as it was trained with; without, an agent of ``AtariVecEnv`` plays in SB3's own wrappers
     :param env_kwargs: for the environment, beside those that it was trained with
     :return: the model as training left it, and its environment
     """
@@ -92,6 +93,8 @@ def load_run(run: Path, seed: int = 0, **env_kwargs: Any) -> tuple[BaseAlgorithm
         importlib.import_module(package)
     name = args["env"].replace("/", "-")
     hyperparams, stats_path = get_saved_hyperparams(str(run / name), test_mode=True)
+    if not vec_env_wrapper:
+        hyperparams.pop("vec_env_wrapper", None)
     kwargs = yaml.safe_load(str(hyperparams.pop("env_kwargs", "{}"))) or {}
     env = create_test_env(
         args["env"],
