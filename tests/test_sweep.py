@@ -415,6 +415,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"gym_packages": ["no_such_module"]}, "s: gym_packages: 'no_such_module' cannot be imported"),
     ({"evaluation": {"games": 3}}, "s: evaluation: games=3: unknown key"),
     ({"evaluation": {"epsilon": 2}}, "s: evaluation: epsilon=2: must be a number in [0, 1]"),
+    ({"milestone": "high"}, "s: milestone='high': must be a number"),
     ({"reference": "ppo"}, "s: reference='ppo': must be one of 'rainbow'"),
     ({"kind": "race"}, "s: kind='race': must be one of 'train', 'optimize'"),
     ({"kind": "optimize"}, "s: seeds=[0, 1]: unknown key"),

@@ -11,6 +11,7 @@ Precipice"), ``curves`` and, if the suite has a reference, ``aggregate`` (PNG an
 import argparse
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ HERE = Path(__file__).parent
 #: Points of a learning curve; the return at each is the mean of the episodes that ended in the stretch before
 POINTS = 30
 REPETITIONS = 2000
-#: With fewer, nothing is trimmed from the mean, and no interval is worth its name
-FEWEST_SEEDS = 4
+#: With fewer, no interval is worth its name
+FEWEST_SEEDS = 3
 
 
 def mean_score(run: Run) -> float:
@@ -54,6 +55,16 @@ def curve(run: Run) -> np.ndarray:
         means[i] = episodes[stretch == i, 1].mean()
     last = np.maximum.accumulate(np.where(np.isnan(means), 0, np.arange(POINTS)))
     return means[last]
+
+
+def steps_to(milestone: float, run: Run) -> str:
+    """
+    :param milestone: a return
+    :param run: one that has ended
+    :return: the end of the first stretch of its learning curve where the mean return is as much; a dash if it never is
+    """
+    reached = np.flatnonzero(curve(run) >= milestone)
+    return f"{run.steps * (reached[0] + 1) // POINTS:,}" if len(reached) else "-"
 
 
 def interquartile_means(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
@@ -155,10 +166,11 @@ def draw_aggregate(values: dict[str, tuple[float, float, float]], reference: str
     save(figure, path)
 
 
-def report(runs: Sequence[Run], reference: str, path: Path) -> str:
+def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) -> str:
     """
     :param runs: those of the suite that have ended
     :param reference: label by which scores are divided for the mean over games; empty for none
+    :param milestone: return, of which the table says when it is reached; infinite for none
     :param path: folder for the figures
     :return: Markdown
     """
@@ -175,7 +187,13 @@ def report(runs: Sequence[Run], reference: str, path: Path) -> str:
         for label, (middle, low, high) in means.items():
             each = ", ".join(f"{score:.1f}" for score in of_env[label][:, 0])
             lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", interval(low, high), each])
-    parts = [table(["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"], lines)]
+            if milestone < math.inf:
+                chosen = [run for run in runs if (run.env, run.label) == (env, label)]
+                lines[-1].append("; ".join(steps_to(milestone, run) for run in chosen))
+    header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"]
+    if milestone < math.inf:
+        header.append(f"steps until the return while training is {milestone:g}")
+    parts = [table(header, lines)]
     draw_curves(runs, envs, labels, path / "curves")
     parts.append("![learning curves](curves.png)\n")
 
@@ -238,7 +256,7 @@ def main() -> None:
     if not runs:
         raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
     path = args.out / args.suite
-    body = report(runs, suite["reference"], path)
+    body = report(runs, suite["reference"], suite["milestone"], path)
     title = f"# {args.suite}: {len(runs)} of {len(all_runs)} runs\n"
     about = provenance(runs, f"python benchmarks/learning/report.py {args.suite}")
     (path / "report.md").write_text("\n".join([title, body, about]))

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ KEYS: dict[str, dict[str, Any]] = {
         "evaluation": {"n_games": 20, "deterministic": True},
         "checkpoint_freq": 10_000,
         "reference": "",
+        "milestone": math.inf,
     },
     "optimize": COMMON | {"trials": None, "workers": 1, "seed": 0, "storage": "", "search": {}},
 }
@@ -201,6 +203,7 @@ def _check_training(name: str, suite: dict[str, Any]) -> None:
     check_integer(f"{name}: evaluation: seed", evaluation.get("seed", 0), 0)
     if suite["reference"]:
         check_choice(f"{name}: reference", suite["reference"], list(suite["algorithms"]))
+    check_number(f"{name}: milestone", suite["milestone"], -math.inf, math.inf)
 
 
 def _algorithm(key: str, label: str, settings: Any, folder: Path) -> dict[str, Any]:
