@@ -7,13 +7,15 @@ STEPS ?= 10000
 SEED ?= 0
 SUITE ?= classic
 LOGS ?= logs
+# hyperparams/<name>.yml, for example low_budget; none for RL Zoo's budget
+CONF ?=
 BIN := .venv/bin
 
 .PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-sweep bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
-	$(BIN)/python -m rl_zoo3.train --algo rainbow --env $(ENV) -n $(STEPS) --seed $(SEED) -f $(LOGS) --eval-freq -1 -P
+	$(BIN)/python -m rl_zoo3.train --algo rainbow --env $(ENV) -n $(STEPS) --seed $(SEED) -f $(LOGS) --eval-freq -1 -P $(if $(CONF),-conf $(CONF))
 	$(BIN)/python examples/show_run.py $(LOGS)/rainbow --env $(ENV)
 
 # What CI runs

@@ -12,6 +12,8 @@ import argparse
 import csv
 import json
 import math
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -258,7 +260,7 @@ def main() -> None:
     path = args.out / args.suite
     body = report(runs, suite["reference"], suite["milestone"], path)
     title = f"# {args.suite}: {len(runs)} of {len(all_runs)} runs\n"
-    about = provenance(runs, f"python benchmarks/learning/report.py {args.suite}")
+    about = provenance(runs, shlex.join(["python", "benchmarks/learning/report.py", *sys.argv[1:]]))
     (path / "report.md").write_text("\n".join([title, body, about]))
     print(path / "report.md")
 
