@@ -35,7 +35,7 @@ def test_the_python_examples_run_one_after_the_other(tmp_path):
 
 
 def test_the_rl_zoo_examples_run_one_after_the_other(tmp_path):
-    (lines,) = [block.splitlines() for block in blocks("sh") if "rl_zoo3" in block]
+    lines, _ = [block.splitlines() for block in blocks("sh") if "rl_zoo3" in block]
     assert len(lines) == 2
     for line in lines:
         command = line.replace("--eval-freq 10000", "--eval-freq 500")
@@ -45,12 +45,14 @@ def test_the_rl_zoo_examples_run_one_after_the_other(tmp_path):
 
 def test_the_callback_goes_on_in_rl_zoo_where_it_was(tmp_path):
     (block,) = blocks("yaml")
-    config = {"CartPole-v1": {"policy": "MlpPolicy", "n_timesteps": 1000, "learning_starts": 50, **yaml.safe_load(block)}}
-    (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "rl_zoo3.train", "--algo", "rainbow", "--env", "CartPole-v1", "--eval-freq", "-1"]
+    config = yaml.safe_load(block)
+    config["CartPole-v1"] |= {"n_timesteps": 1000, "learning_starts": 50}
+    (tmp_path / "my.yml").write_text(yaml.safe_dump(config))
+    _, (line,) = [block.splitlines() for block in blocks("sh") if "rl_zoo3" in block]
+    command = [*line.replace("python", sys.executable, 1).split(), "--eval-freq", "-1"]
     for number, (total, own) in enumerate([(300, 300), (500, 200)], start=1):
-        run(*command, "-conf", "config.yml", "--seed", "7", "-n", str(total), folder=tmp_path)
-        assert len(list((tmp_path / "checkpoints/CartPole-v1_7").glob(f"step_*{total}_*"))) == 1
+        run(*command, "-n", str(total), folder=tmp_path)
+        assert len(list((tmp_path / "checkpoints/CartPole-v1_0").glob(f"step_*{total}_*"))) == 1
         (monitor,) = (tmp_path / f"logs/rainbow/CartPole-v1_{number}").glob("*.monitor.csv")
         steps = sum(int(line.split(",")[1]) for line in monitor.read_text().splitlines()[2:])
         assert own - 100 < steps <= own + 50
@@ -62,5 +64,5 @@ def test_every_file_and_target_it_names_is_there():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"make ([\w-]+)", README):
         assert target in targets, target
-    for name in re.findall(r"-conf (\w+)", README):
+    for name in re.findall(r"-conf (\w+)\b(?!\.yml)", README):
         assert (ROOT / f"hyperparams/{name}.yml").is_file(), name

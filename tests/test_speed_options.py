@@ -15,6 +15,7 @@ from sb3_rainbow.policies import NatureConvolutions
 
 def filled(policy: str = "CnnPolicy", **arguments) -> RainbowDQN:
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
+    env.observation_space.seed(0)  # it draws its pictures from there, and a seed of the model does not reach it
     settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 1e-3}
     return RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
 
@@ -60,6 +61,7 @@ def test_bfloat16_learns_the_same(n_atoms):
     losses = []
     for model in (exact, rounded):
         model.set_logger(configure(None, []))
+        th.manual_seed(3)
         model.train(100, 32)
         losses.append(model.logger.name_to_value["train/loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.2)
