@@ -21,7 +21,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 }
 
 
-def film(run: Path, game: int, score: float, path: Path, settings: dict[str, Any], seed: int, **env_kwargs: Any) -> None:
+def film(run: Path, game: int, score: float, path: Path, settings: dict[str, Any], seed: int, **loading: Any) -> None:
     """
     Play the same games again up to one, and film that.
 
@@ -31,10 +31,10 @@ def film(run: Path, game: int, score: float, path: Path, settings: dict[str, Any
     :param path: GIF to write; every second step
     :param settings: arguments of ``evaluate``
     :param seed: of the games
-    :param env_kwargs: for ``load_run``
+    :param loading: for ``load_run``
     :raises RuntimeError: if the game took another course this time
     """
-    model, env = load_run(run, seed, render_mode="rgb_array", **env_kwargs)
+    model, env = load_run(run, seed, render_mode="rgb_array", **loading)
     frames = []
 
     def record(seen: dict[str, Any], _: dict[str, Any]) -> None:
@@ -58,9 +58,7 @@ def main() -> None:
     parser.add_argument("--noise", action="store_true", help="act under the noise of the noisy layers")
     parser.add_argument("--sticky", type=float, help="probability that Atari repeats the last action")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--sb3-wrappers", action="store_true", help="not ALE's own threads: another score, and films in colour"
-    )
+    parser.add_argument("--sb3-wrappers", action="store_true", help="instead of AtariVecEnv, whose films are grey")
     parser.add_argument("--csv", type=Path, help="write the scores here")
     parser.add_argument("--gif", type=Path, help="film the median game")
     args = parser.parse_args()
@@ -68,16 +66,17 @@ def main() -> None:
     settings = {"n_games": 20} | PROTOCOLS.get(args.protocol, {})
     given = {"n_games": args.games, "epsilon": args.epsilon, "deterministic": False if args.noise else None}
     settings |= {name: value for name, value in given.items() if value is not None}
-    env_kwargs: dict[str, Any] = {} if args.sticky is None else {"repeat_action_probability": args.sticky}
-    env_kwargs["vec_env_wrapper"] = not args.sb3_wrappers
-    model, env = load_run(args.run, args.seed, **env_kwargs)
+    loading: dict[str, Any] = {"vec_env_wrapper": not args.sb3_wrappers}
+    if args.sticky is not None:
+        loading["repeat_action_probability"] = args.sticky
+    model, env = load_run(args.run, args.seed, **loading)
     scores = evaluate(model, env, seed=args.seed, **settings)
     if args.csv:
         write_scores(scores, args.csv)
     print(settings, summary(scores), sep="\n")
     if args.gif:
         median = int(np.argsort(scores, kind="stable")[(len(scores) - 1) // 2])
-        film(args.run, median, scores[median], args.gif, settings, args.seed, **env_kwargs)
+        film(args.run, median, scores[median], args.gif, settings, args.seed, **loading)
         print(f"{args.gif}: game {median}, score {scores[median]:.0f}")
 
 

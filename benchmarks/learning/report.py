@@ -180,18 +180,17 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     scores = {(run.env, run.label, run.seed): mean_score(run) for run in runs}
     lines = []
     for env in envs:
-        of_env = {}
-        for label in labels:
-            values = [scores[env, label, run.seed] for run in runs if (run.env, run.label) == (env, label)]
-            if values:
-                of_env[label] = np.array(values)[:, None]
-        means = interquartile_means(of_env)
+        of_env: dict[str, list[Run]] = {label: [] for label in labels}
+        for run in runs:
+            if run.env == env:
+                of_env[run.label].append(run)
+        values = {label: [scores[env, label, run.seed] for run in of_label] for label, of_label in of_env.items() if of_label}
+        means = interquartile_means({label: np.array(of_label)[:, None] for label, of_label in values.items()})
         for label, (middle, low, high) in means.items():
-            each = ", ".join(f"{score:.1f}" for score in of_env[label][:, 0])
-            lines.append([env, label, str(len(of_env[label])), f"{middle:.2f}", interval(low, high), each])
+            each = ", ".join(f"{score:.1f}" for score in values[label])
+            lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), each])
             if milestone < math.inf:
-                chosen = [run for run in runs if (run.env, run.label) == (env, label)]
-                lines[-1].append("; ".join(steps_to(milestone, run) for run in chosen))
+                lines[-1].append("; ".join(steps_to(milestone, run) for run in of_env[label]))
     header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"]
     if milestone < math.inf:
         header.append(f"steps until the return while training is {milestone:g}")
