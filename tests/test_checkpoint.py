@@ -1,11 +1,11 @@
 """Training goes on from a checkpoint as if it had never stopped, and a checkpoint survives whatever happens to its writer."""
 
 import json
-import logging
 import multiprocessing
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +22,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from resumable_training import fingerprint, make_env, make_model
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -272,21 +272,25 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
 
 
 def test_what_does_not_match_is_named_with_both_values(saved):
-    for settings, name in (({"n_steps": 5}, "n_steps"), ({"gamma": 0.5}, "gamma"), ({"v_max": 7}, "v_max")):
-        model = make_model("cartpole", 1, **settings)
+    others = {"n_steps": 5, "gamma": 0.5, "v_max": 7, "learning_rate": 0.5, "batch_size": 9, "double_q": False, "tau": 0.5}
+    for name, value in others.items():
+        model = make_model("cartpole", 1, **{name: value})
         before = fingerprint_of_parameters(model)
-        with pytest.raises(ValueError, match=rf"{name}={next(iter(settings.values()))} in the model, .* in the checkpoint"):
+        with pytest.raises(ValueError, match=rf"{name}={value} in the model, .* in the checkpoint"):
             restore(model, saved)
+        with pytest.raises(ValueError, match=rf"{name}={value} in the model"):
+            model.learn(500, callback=ResumableCheckpointCallback(100, saved, resume=True))
         assert fingerprint_of_parameters(model) == before
+    with pytest.raises(ValueError, match="learning_rate=.*function in the model, 0.0001 in the checkpoint"):
+        restore(make_model("cartpole", 1, learning_rate=lambda progress: 1e-4), saved)
     with pytest.raises(ValueError, match=r"n_envs=2 in the model, 1 in the checkpoint"):
         load(saved, make_env("cartpole", 2))
     with pytest.raises(ValueError, match=r"observation_space=.* in the model, .* in the checkpoint"):
         load(saved, make_vec_env("MountainCar-v0"))
-    model = make_model("cartpole", 1, policy_kwargs={"net_arch": [7]})
-    before = fingerprint_of_parameters(model)
+    with pytest.raises(ValueError, match=r"policy_kwargs={'net_arch': \[7\]} in the model, {} in the checkpoint"):
+        restore(make_model("cartpole", 1, policy_kwargs={"net_arch": [7]}), saved)
     with pytest.raises(ValueError, match=r"policy_kwargs: q_net.* has the shape .* in the model, .* in the checkpoint"):
-        restore(model, saved)
-    assert fingerprint_of_parameters(model) == before
+        load(saved, policy_kwargs={"net_arch": [7]})
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(saved / "nowhere")
 
@@ -328,7 +332,6 @@ def test_where_the_environment_cannot_be_read_the_learner_goes_on(tmp_path, capl
     running = model.replay_buffer.dones.reshape(-1)[model.replay_buffer.pos - 1] == 0
     assert running
     save(model, tmp_path)
-    caplog.set_level(logging.INFO)
     env = DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))])
     loaded = load(tmp_path, env)
     assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
@@ -466,6 +469,24 @@ def test_normalisation_is_part_of_the_environment(tmp_path):
     assert fingerprint(loaded) == fingerprint(model)
 
 
+@pytest.mark.parametrize("norm_obs", [True, False])
+def test_normalisation_is_kept_where_the_environment_cannot_be_read(tmp_path, norm_obs):
+    def env() -> VecNormalize:
+        return VecNormalize(DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))]), norm_obs=norm_obs)
+
+    model = RainbowDQN("MlpPolicy", env(), buffer_size=200, learning_starts=20, seed=0).learn(100)
+    save(model, tmp_path)
+    loaded = load(tmp_path, env())
+    names = ("obs_rms", "ret_rms") if norm_obs else ("ret_rms",)
+    for before, after in ((getattr(m.env, name) for m in (model, loaded)) for name in names):
+        assert after is not before
+        assert before.count <= after.count <= before.count + 1  # the first observation of the new episode
+        assert np.allclose(after.mean, before.mean, atol=0.1)
+    assert loaded.env.ret_rms.var == model.env.ret_rms.var
+    with pytest.raises(ValueError, match=r"VecNormalize: \[\] in the model, \[.*'ret_rms'\] in the checkpoint"):
+        load(tmp_path, env().venv)
+
+
 class GoalEnv(gym.Env):
     observation_space = spaces.Dict({k: spaces.Box(-9, 9, (2,)) for k in ("observation", "achieved_goal", "desired_goal")})
     action_space = spaces.Discrete(3)
@@ -563,6 +584,16 @@ def test_the_callback_resumes_only_when_it_is_told_to(tmp_path):
     whole = make_model("cartpole", 1).learn(160)
     assert resumed.num_timesteps == 160
     assert resumed._n_updates == whole._n_updates
+    # SB3's fps are those of this process
+    assert resumed._num_timesteps_at_start == first.num_timesteps
     fresh = make_model("cartpole", 1)
     fresh.learn(40, callback=ResumableCheckpointCallback(1000, folder))
     assert fresh.num_timesteps == 40
+
+
+def test_the_callback_names_what_it_cannot_do(tmp_path):
+    for folder in ("{algo}", "{", "{0}"):
+        with pytest.raises(ValueError, match=f"folder='.*{re.escape(folder)}'"):
+            ResumableCheckpointCallback(10, tmp_path / folder)
+    with pytest.raises(ValueError, match="model=.*DQN.*RainbowDQN alone"):
+        DQN("MlpPolicy", "CartPole-v1", buffer_size=100).learn(10, callback=ResumableCheckpointCallback(10, tmp_path))

@@ -45,7 +45,7 @@ ARROWS = {
     "sweep.curve": set(),
     "sweep.evaluation": set(),
     "sweep.attempt": {"sweep.suite", "checkpoint.folder", "zoo"},
-    "sweep.training": {"sweep.suite", "sweep.attempt", "sweep.evaluation", "zoo"},
+    "sweep.training": {"sweep.suite", "sweep.attempt", "sweep.curve", "sweep.evaluation", "checkpoint", "zoo"},
     "sweep.search": {"sweep.suite", "sweep.attempt"},
     "sweep.run": {"sweep.suite", "sweep.attempt", "sweep.training", "sweep.search"},
     "sweep.engine": {"cluster", "sweep.suite"},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import yaml
 
+from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
@@ -192,6 +194,50 @@ def test_killed_processes_are_started_again_and_end_with_the_same_parameters(und
     assert output.count("attempt 2, the one before was killed") == 2, output
     assert hashes(tmp_path).items() <= hashes(undisturbed).items()
     same_curves(tmp_path, undisturbed)
+
+
+def test_a_run_that_is_done_is_taken_for_no_other(tmp_path):
+    (tmp_path / "own.yml").write_text("default: {}")
+    settings = {"algo": "rainbow", "config": "own.yml", "hyperparams": {"n_steps": 2}}
+
+    def run(**change: Any) -> Run:
+        suite = TWO | {"seeds": [0], "overrides": {"": {}}, "evaluation": change.pop("evaluation", {"n_games": 5})}
+        suite["algorithms"] = {"rainbow": settings | change}
+        return expand("s", read(write(tmp_path, suite))[1], tmp_path)[0]
+
+    done = run()
+    claim(done)
+    claim(run(evaluation={"n_games": 6}))  # it has not been evaluated
+    (done.folder / "manifest.json").write_text(done.to_json())
+    (done.folder / "run.json").unlink()  # as in a checkout
+    claim(done)
+    claim(done._replace(settings=done.settings | {"config": "/elsewhere/own.yml"}))
+    for change, message in (
+        ({"config": "low_budget"}, "config='low_budget', but .* was begun with 'own.yml'"),
+        ({"config": None}, "config=None, but .* was begun with 'own.yml'"),
+        ({"hyperparams": {}}, r"hyperparams={}, but .* was begun with {'n_steps': 2}"),
+        ({"evaluation": {"n_games": 6}}, r"evaluation={'n_games': 6}, but .* was begun with {'n_games': 5}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            claim(run(**change))
+
+
+def test_callbacks_of_a_config_and_infinite_values_reach_the_training(tmp_path):
+    callback = {"stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes": {"max_episodes": 3}}
+    config = {"default": {"n_timesteps": 9, "policy": "MlpPolicy", "callback": [callback]}}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(config))
+    hyperparams = SMALL | {"max_grad_norm": math.inf}
+    suite = {
+        "envs": {"CartPole-v1": 2500},
+        "algorithms": {"r": {"algo": "rainbow", "config": "own.yml", "hyperparams": hyperparams}},
+        "seeds": [0],
+    }
+    write(tmp_path, suite)
+    finish(start(tmp_path, "--engine", "processes"))
+    (curve,) = tmp_path.glob("s/*/curve.csv")
+    assert len(curve.read_text().split()) == 1 + 3
+    (saved,) = tmp_path.glob("s/*/zoo/rainbow/*/CartPole-v1.zip")
+    assert RainbowDQN.load(saved).max_grad_norm == math.inf
 
 
 def same_curves(folder: Path, expected: Path) -> None:
@@ -469,10 +515,17 @@ def test_a_suite_is_every_environment_with_every_algorithm_override_and_seed(tmp
     assert Run.from_json(runs[3].to_json()) == runs[3]
 
 
-def test_the_benchmarks_suites_are_right():
-    suites = Path(__file__).parents[1] / "benchmarks/learning/suites.yml"
-    for name in yaml.safe_load(suites.read_text()):
-        assert expand(name, read(suites, name)[1], Path("out"))
+def test_the_benchmarks_suites_are_right_and_their_results_are_of_them():
+    folder = Path(__file__).parents[1] / "benchmarks/learning"
+    n_done = 0
+    for name in yaml.safe_load((folder / "suites.yml").read_text()):
+        runs = expand(name, read(folder / "suites.yml", name)[1], folder / "results")
+        assert runs
+        done = [run for run in runs if run.is_done]
+        n_done += len(done)
+        for run in done:
+            claim(run)
+    assert n_done > 10
 
 
 @pytest.fixture

@@ -235,9 +235,10 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     hours = sum(float((run.folder / "curve.csv").read_text().rsplit(",", 1)[1]) for run in runs) / 3600
     commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})
     machines = sorted({manifest["machine"] for manifest in manifests})
-    evaluation = ", ".join(f"{name} {value}" for name, value in runs[0].evaluation.items())
+    evaluations = [", ".join(f"{name} {value}" for name, value in manifest["evaluation"].items()) for manifest in manifests]
     return (
-        f"{len(runs)} runs, {hours:.1f} hours of training, each on one core. Evaluation of each at its end: {evaluation}. "
+        f"{len(runs)} runs, {hours:.1f} hours of training, each on one core. "
+        f"Evaluation of each at its end: {'; or '.join(dict.fromkeys(evaluations))}. "
         f"Curves: episodes while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; "
         f"{'; '.join(machines)}. Each run's folder has its command, versions and raw numbers. This page: `{command}`.\n"
     )

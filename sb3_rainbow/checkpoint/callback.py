@@ -9,7 +9,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.checkpoint.folder import WRITER, latest
-from sb3_rainbow.checkpoint.state import Snapshot, restore, take_snapshot, write_snapshot
+from sb3_rainbow.checkpoint.state import Snapshot, restore_verified, take_snapshot, write_snapshot
 from sb3_rainbow.rainbow import RainbowDQN
 
 #: A checkpoint of which no more bytes are new is copied, and written while training goes on
@@ -38,7 +38,8 @@ class ResumableCheckpointCallback(BaseCallback):
     :param keep: how many are kept
     :param resume: go on from the newest checkpoint in the folder, if there is one
     :param verbose: 1 to say when a checkpoint is saved or taken
-    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1
+    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1, ``folder`` has another name in braces, or the model
+        is no ``RainbowDQN``
     """
 
     model: RainbowDQN
@@ -49,6 +50,10 @@ class ResumableCheckpointCallback(BaseCallback):
         super().__init__(verbose)
         check_integer("save_freq", save_freq, 1)
         check_integer("keep", keep, 1)
+        try:
+            str(folder).format(env_id="", seed=0)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"folder={str(folder)!r}: may have {{env_id}} and {{seed}} in braces, nothing else") from error
         self.save_freq = save_freq
         self.folder = folder
         self.keep = keep
@@ -66,14 +71,19 @@ class ResumableCheckpointCallback(BaseCallback):
             names["env_id"] = specs[0].id.replace("/", "-")
         return Path(str(self.folder).format(**names))
 
+    def _init_callback(self) -> None:
+        if not isinstance(self.model, RainbowDQN):
+            raise ValueError(f"model={self.model}: ResumableCheckpointCallback saves RainbowDQN alone")
+
     def _on_training_start(self) -> None:
         self._finish()  # what an interrupted training had begun to write
-        if self.resume and latest(self.path) is not None:
+        taken = latest(self.path) if self.resume else None
+        if taken is not None:
             total = self.model._total_timesteps
-            taken = restore(self.model, self.path)
+            restore_verified(self.model, taken)
             # As many steps as were asked for now; what is logged and annealed is relative to them
             self.model._total_timesteps = total
-            self.num_timesteps = self.model.num_timesteps
+            self.num_timesteps = self.model._num_timesteps_at_start = self.model.num_timesteps
             if self.verbose:
                 print(f"Going on from {taken}")
         self._saved_at = self.model.num_timesteps

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _PREFIX, _TEMPORARY = "step_", ".writing_"
 #: Held from a look at the newest checkpoint until the next one is there
 WRITER = threading.Lock()
@@ -148,6 +148,19 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
         else:
             return path
     return None
+
+
+def link(old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+    """
+    Let two checkpoints share a file, which is never changed; or copy it, where the file system has no links.
+
+    :param old: the file
+    :param new: its other name
+    """
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
 
 
 def newest_manifest(folder: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import random
-import shutil
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,6 +33,7 @@ from sb3_rainbow.checkpoint.folder import (
     WRITER,
     CorruptCheckpointError,
     latest,
+    link,
     newest_manifest,
     read_manifest,
     verify,
@@ -51,7 +51,6 @@ LONG = 2**30
 PROGRESS = (
     "num_timesteps",
     "_total_timesteps",
-    "_num_timesteps_at_start",
     "_episode_num",
     "_n_updates",
     "_n_calls",
@@ -65,7 +64,9 @@ PROGRESS = (
 )
 #: Arguments of the constructor that belong to the process, or are found in the environment
 _NOT_SETTINGS = ("policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
-#: What must be the same in the model that takes a checkpoint's state
+#: Arguments that may change from one process to the next: what they decided is in the state, or they change no result
+_FREE = ("seed", "storage_device", "compile", "stats_window_size")
+#: What must be the same in whatever model takes a checkpoint's state
 _MUST_MATCH = (
     "observation_space",
     "action_space",
@@ -90,8 +91,8 @@ def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Pa
 
     To go on exactly, save between two rollouts, as ``ResumableCheckpointCallback`` does.
 
-    Of a large replay buffer, only what changed since the checkpoint before is written again; for the rest the two share
-    files. If such a file is damaged on the disk, so are both; the first checkpoint of a process shares nothing.
+    Of a large replay buffer's images, only what changed since the checkpoint before is written again; for the rest the two
+    share files. If such a file is damaged on the disk, so are both; the first checkpoint of a process shares nothing.
 
     :param model: what to save
     :param folder: where checkpoints are kept. One process may write to it at a time
@@ -166,6 +167,7 @@ def take_snapshot(model: RainbowDQN) -> Snapshot:
         "replay": replay,
         "generators": encode(_generators(model), arrays, "generators"),
         "env": _env_state(model.env, arrays),
+        "statistics": encode_object(_statistics(model), arrays, "statistics"),
     }
     return Snapshot(
         model.num_timesteps, content, arrays, {name: tag for name, tag in tags.items() if arrays[name].nbytes >= LARGE}
@@ -190,7 +192,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
                 continue
             file = large[name] = f"array_{i:05d}.npy"
             if name in unchanged:
-                _link(unchanged[name], temporary / file)
+                link(unchanged[name], temporary / file)
                 known[file] = files[unchanged[name].name]
                 if (temporary / file).stat().st_size != known[file]["size"]:
                     raise CorruptCheckpointError(f"{unchanged[name]}: not as long as it was written. Save to another folder")
@@ -247,8 +249,37 @@ def restore(model: RainbowDQN, folder: str | os.PathLike[str]) -> Path:
     :raises ValueError: if the model differs from the one that was saved; both values are named, and nothing is changed
     """
     path = _find(Path(folder))
-    _restore(model, path, *_read(path))
+    restore_verified(model, path)
     return path
+
+
+def restore_verified(model: RainbowDQN, path: Path) -> None:
+    """
+    ``restore`` without another look at whether the checkpoint is intact.
+
+    :param model: the model, with its environment
+    :param path: a checkpoint that has been verified
+    :raises ValueError: if the model differs from the one that was saved; both values are named, and nothing is changed
+    """
+    content, arrays = _read(path)
+    _check_settings(model, path, content["settings"], arrays)
+    _restore(model, path, content, arrays)
+
+
+def _check_settings(model: RainbowDQN, path: Path, stored: Json, arrays: Arrays) -> None:
+    """Compare the arguments; of those that are no plain data, what they are."""
+    given_arrays: Arrays = {}
+    given = _shown(_settings(model, given_arrays), given_arrays)
+    for name, there in _shown(stored, arrays).items():
+        if name not in _FREE and given.get(name) != there:
+            raise ValueError(
+                f"{name}={given.get(name)} in the model, {there} in the checkpoint {path}: must be the same. "
+                f"load() of sb3_rainbow.checkpoint takes another value"
+            )
+
+
+def _shown(settings: Json, arrays: Arrays) -> dict[str, str]:
+    return {name: repr(decode(value, arrays)) for name, value in settings["plain"].items()} | settings["not_stored"]
 
 
 def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Arrays) -> None:
@@ -256,6 +287,9 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     for name, stored in content["must_match"].items():
         if given.get(name) != stored:
             raise ValueError(f"{name}={given.get(name)} in the model, {stored} in the checkpoint {path}: must be the same")
+    kept, stored_kept = [*_statistics(model)], content["statistics"]["keys"]
+    if model.env is not None and kept != stored_kept:
+        raise ValueError(f"VecNormalize: {kept} in the model, {stored_kept} in the checkpoint {path}: must be the same")
     policy = decode(content["policy"], arrays)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.policy.state_dict().items()}
     for name in sorted(shapes.keys() | policy.keys()):
@@ -273,11 +307,11 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     elif model.replay_buffer is not None:
         restore_object(model.replay_buffer, content["replay"], arrays, "replay_buffer")
     if model.env is not None:
-        _restore_env(model, content["env"], arrays)
+        _restore_env(model, content["env"], content["statistics"], arrays)
     _set_generators(model, decode(content["generators"], arrays))
 
 
-def _restore_env(model: RainbowDQN, stored: Json, arrays: Arrays) -> None:
+def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, arrays: Arrays) -> None:
     assert model.env is not None
     problem = stored.get("unreadable")
     if not problem:
@@ -287,7 +321,8 @@ def _restore_env(model: RainbowDQN, stored: Json, arrays: Arrays) -> None:
         except Exception as error:  # from whatever class the environment is
             problem = f"{type(error).__name__}: {error}"
     if problem:
-        # As at the start of a training
+        # As at the start of a training, but that normalisation has seen what it has seen
+        restore_object(_statistics(model), stored_statistics, arrays, "statistics")
         truncate = getattr(model.replay_buffer, "truncate_last_trajectory", None)
         if truncate is not None:  # SB3's own buffers have no windows that could go on
             truncate()
@@ -295,7 +330,7 @@ def _restore_env(model: RainbowDQN, stored: Json, arrays: Arrays) -> None:
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         if model._vec_normalize_env is not None:
             model._last_original_obs = model._vec_normalize_env.get_original_obs()
-        logging.getLogger(__name__).info(
+        logging.getLogger(__name__).warning(
             "The environments could not be restored (%s): their episodes are closed as truncated, new ones begin", problem
         )
 
@@ -368,6 +403,12 @@ def _env_state(env: VecEnv | None, arrays: Arrays) -> Json:
     return {"state": state}
 
 
+def _statistics(model: RainbowDQN) -> dict[str, Any]:
+    """What VecNormalize has seen. The networks learned by it, so it is kept even where the environment cannot be read."""
+    normalize = model._vec_normalize_env
+    return {name: vars(normalize)[name] for name in ("obs_rms", "ret_rms") if normalize and name in vars(normalize)}
+
+
 def _replay_state(buffer: ReplayBuffer | None, arrays: Arrays) -> tuple[Json, dict[str, str]]:
     """The replay buffer's state, and the tags of those of its arrays that have one."""
     if not isinstance(buffer, PrioritizedNStepReplayBuffer):
@@ -389,13 +430,6 @@ def _with_progress(arrays: Arrays) -> Iterable[tuple[str, np.ndarray]]:
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     return tqdm(arrays.items(), desc=f"saving {total / 2**30:.1f} GiB", leave=False)
-
-
-def _link(old: Path, new: Path) -> None:
-    try:
-        os.link(old, new)
-    except OSError:  # a file system without links
-        shutil.copy2(old, new)
 
 
 def _find(folder: Path) -> Path:

@@ -8,6 +8,7 @@ for dead, but which still writes to a shared disk, spoils nothing. What it has m
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_rainbow import zoo
-from sb3_rainbow.checkpoint.folder import latest
+from sb3_rainbow.checkpoint.folder import latest, link
 from sb3_rainbow.sweep.suite import Run
 
 PACKAGES = ("sb3-rainbow", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "ale-py")
@@ -62,19 +63,11 @@ def begin(folder: Path) -> Path:
             curves = [path for path in (before / "curve.csv", folder / "curve.csv") if path.exists()]
             if curves:
                 shutil.copyfile(curves[0], attempt / "curve.csv")
-            shutil.copytree(newest, attempt / "checkpoints" / newest.name, copy_function=_link)
+            shutil.copytree(newest, attempt / "checkpoints" / newest.name, copy_function=link)
             break
     for before in earlier:
         shutil.rmtree(before, ignore_errors=True)
     return attempt
-
-
-def _link(source: str, target: str) -> None:
-    """Files of a checkpoint are never changed: where the disk can, two share them."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def zoo_arguments(run: Run, attempt: Path) -> list[str]:
@@ -107,7 +100,16 @@ def parameters(hyperparams: dict[str, Any]) -> list[str]:
     :param hyperparams: by name
     :return: RL Zoo's arguments that say so
     """
-    return ["-params", *(f"{key}:{value!r}" for key, value in hyperparams.items())] if hyperparams else []
+    return ["-params", *(f"{key}:{_python(value)}" for key, value in hyperparams.items())] if hyperparams else []
+
+
+def _python(value: Any) -> str:
+    """An expression of that value. ``repr`` is none for YAML's ``.inf`` and ``.nan``."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key!r}: {_python(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_python, value))}]"
+    return f"float({str(value)!r})" if isinstance(value, float) and not math.isfinite(value) else repr(value)
 
 
 def finish(run: Run, attempt: Path, result: str, seconds: float, arguments: list[str], **more: Any) -> None:

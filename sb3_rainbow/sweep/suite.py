@@ -104,23 +104,37 @@ def claim(run: Run) -> None:
     :raises ValueError: if its folder holds a run with other settings
     """
     path = run.folder / "run.json"
-    has_results = run.is_done or any(run.folder.glob("attempt-*/checkpoints/step_*"))
-    if not path.exists() or not has_results:
+    if run.is_done:
+        path = run.folder / "manifest.json"
+    elif not any(run.folder.glob("attempt-*/checkpoints/step_*")) or not path.exists():
         run.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".writing")
         temporary.write_text(run.to_json())
         temporary.replace(path)
         return
-    before, now = (json.loads(text) for text in (path.read_text(), run.to_json()))
-    for field in (before, now):
-        field |= {name: field["settings"].get(name) for name in ("algo", "hyperparams")}
-        field["trials"] = field["search"].get("trials")
-    for name in ("env", "steps", "algo", "hyperparams", "trials"):
-        old, new = before[name], now[name]
+    before, now = (_identity(json.loads(text), run.is_done) for text in (path.read_text(), run.to_json()))
+    for name, new in now.items():
+        old = before[name]
         if old != new:
             raise ValueError(
                 f"{run.name}: {name}={new!r}, but {run.folder} was begun with {old!r}: remove it, or use another label"
             )
+
+
+def _identity(fields: dict[str, Any], is_done: bool) -> dict[str, Any]:
+    """What decides a run's numbers. A config by its name: another checkout has it elsewhere, and who resumes compares all."""
+    settings = fields["settings"]
+    config = settings.get("config")
+    return {
+        "env": fields["env"],
+        "steps": fields["steps"],
+        "algo": settings["algo"],
+        "config": config and Path(config).name,
+        "hyperparams": settings.get("hyperparams", {}),
+        "trials": fields.get("search", {}).get("trials"),
+        # Until the end it may change
+        "evaluation": fields["evaluation"] if is_done else None,
+    }
 
 
 def read(path: Path, name: str | None = None) -> tuple[str, dict[str, Any]]:

@@ -1,12 +1,16 @@
 """Train and evaluate: what an attempt at a training does."""
 
+import contextlib
 import csv
 import hashlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sb3_rainbow.checkpoint import ResumableCheckpointCallback
 from sb3_rainbow.sweep.attempt import finish, parameters, run_zoo, zoo_arguments
+from sb3_rainbow.sweep.curve import EpisodeCurve
 from sb3_rainbow.sweep.evaluation import evaluate, load_run, summary, write_scores
 from sb3_rainbow.sweep.suite import Run
 from sb3_rainbow.zoo import ALGO
@@ -19,18 +23,11 @@ def train(run: Run, attempt: Path) -> None:
     :param run: what to do
     :param attempt: folder of the attempt
     """
-    theirs = run.settings.get("hyperparams", {}).get("callback", [])
-    callbacks: list[Any] = list(theirs) if isinstance(theirs, list) else [theirs]
-    if run.checkpoint_freq and run.settings["algo"] == ALGO and "ResumableCheckpointCallback" not in str(callbacks):
-        folder = str(attempt / "checkpoints").replace("{", "{{").replace("}", "}}")
-        resumable = {"save_freq": run.checkpoint_freq, "folder": folder, "resume": True}
-        callbacks.insert(0, {"sb3_rainbow.checkpoint.ResumableCheckpointCallback": resumable})
-    curve = {"path": str(attempt / "curve.csv")} | ({"sync_freq": run.checkpoint_freq} if run.checkpoint_freq else {})
-    callbacks.append({"sb3_rainbow.sweep.curve.EpisodeCurve": curve})
     arguments = [*zoo_arguments(run, attempt), "--seed", str(run.seed), "--eval-freq", "-1"]
-    arguments += parameters(run.settings.get("hyperparams", {}) | {"callback": callbacks})
+    arguments += parameters(run.settings.get("hyperparams", {}))
     start = time.perf_counter()
-    run_zoo(arguments)
+    with _callbacks(run, attempt):
+        run_zoo(arguments)
     seconds = time.perf_counter() - start
 
     (folder_of_zoo,) = (attempt / "zoo" / run.settings["algo"]).iterdir()
@@ -41,6 +38,30 @@ def train(run: Run, attempt: Path) -> None:
     with (attempt / "curve.csv").open() as file:  # its seconds go on where those of an attempt before ended
         seconds = max([seconds, *(float(line["seconds"]) for line in csv.DictReader(file))])
     finish(run, attempt, summary(scores), seconds, arguments, parameters_sha256=_hash(model))
+
+
+@contextlib.contextmanager
+def _callbacks(run: Run, attempt: Path) -> Iterator[None]:
+    """Have RL Zoo use ours beside those of the settings: checkpoints, unless the settings have them, and the curve."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    create = ExperimentManager.create_callbacks
+
+    def create_with_ours(manager: ExperimentManager) -> None:
+        theirs = manager.callbacks
+        curve = EpisodeCurve(str(attempt / "curve.csv"), **({"sync_freq": run.checkpoint_freq} if run.checkpoint_freq else {}))
+        manager.callbacks = [*theirs, curve]
+        has_checkpoints = any(isinstance(callback, ResumableCheckpointCallback) for callback in theirs)
+        if run.checkpoint_freq and run.settings["algo"] == ALGO and not has_checkpoints:
+            folder = str(attempt / "checkpoints").replace("{", "{{").replace("}", "}}")
+            manager.callbacks.insert(0, ResumableCheckpointCallback(run.checkpoint_freq, folder, resume=True))
+        create(manager)  # type: ignore[no-untyped-call]
+
+    ExperimentManager.create_callbacks = create_with_ours  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ExperimentManager.create_callbacks = create  # type: ignore[method-assign]
 
 
 def _hash(model: Any) -> str:
