@@ -1,5 +1,6 @@
 """Checks of users' arguments: a ValueError that names the argument and the value."""
 
+import re
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any
@@ -40,3 +41,24 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     # `in` alone would take 0 for False and 1 for True
     if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in choices):
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, choices))}")
+
+
+def check_storage_device(value: Any) -> None:
+    """
+    :param value: what was given for ``storage_device``
+    :raises ValueError: if it is none of its kind. Whether there is such a device is not looked at: like ``device``, it is the
+        CPU where CUDA is missing
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(value)):
+        raise ValueError(f"storage_device={value!r}: must be 'cpu', 'cuda', 'cuda:' and a number, or 'auto'")
+
+
+def check_seed(value: Any) -> None:
+    """
+    :param value: what was given for ``seed``
+    :raises ValueError: if it is neither None nor an integer from 0 to 2**32 - 1, which is what NumPy's global generator takes
+    """
+    if value is not None:
+        check_integer("seed", value, 0)
+        if value >= 2**32:
+            raise ValueError(f"seed={value!r}: must be less than {2**32}")

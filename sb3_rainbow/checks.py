@@ -6,7 +6,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_rainbow.arguments import check_choice, check_integer, check_number
+from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
 from sb3_rainbow.noisy import NOISY
 from sb3_rainbow.type_aliases import Samples
 
@@ -23,8 +23,13 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_integer(name, arguments[name], 1)
     check_integer("learning_starts", arguments["learning_starts"], 0)
     check_integer("gradient_steps", arguments["gradient_steps"], -1)
-    if isinstance(arguments["train_freq"], int):
-        check_integer("train_freq", arguments["train_freq"], 1)
+    train_freq = arguments["train_freq"]
+    if isinstance(train_freq, tuple):  # its unit is checked by SB3
+        check_integer("train_freq[0]", train_freq[0], 1)
+    else:
+        check_integer("train_freq", train_freq, 1)
+    check_seed(arguments["seed"])
+    check_storage_device(arguments["storage_device"])
     for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
         check_number(name, arguments[name], 0, 1)
     check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)

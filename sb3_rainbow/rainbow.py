@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
@@ -245,7 +246,7 @@ class RainbowDQN(DQN):
         """
         Seed python, NumPy, torch, the environments, the action space and the replay buffer.
 
-        :param seed: any integer; None changes nothing
+        :param seed: from 0 to 2**32 - 1; None changes nothing
         """
         super().set_random_seed(seed)
         if seed is not None and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
@@ -260,6 +261,8 @@ class RainbowDQN(DQN):
         :raises ValueError: if a loss or a gradient is not finite; it names the first quantity that is not, and the parameters
             are as they were before that update
         """
+        if not hasattr(self, "_logger"):  # before the first learn()
+            self._logger = configure_logger()
         # Switch to train mode (this affects batch norm / dropout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
@@ -349,6 +352,9 @@ class RainbowDQN(DQN):
         """
         if deterministic:
             return self.policy.predict(observation, state, episode_start, deterministic=True)
+        if not isinstance(observation, np.ndarray | Mapping):
+            self.policy.predict(observation, deterministic=True)  # SB3's error, if it is no observation at all
+            observation = np.asarray(observation)
         # SB3's own sources of random numbers: with one environment these are the draws of its DQN
         vectorized = self.policy.is_vectorized_observation(observation)
         n_envs = (
@@ -414,21 +420,32 @@ class RainbowDQN(DQN):
 
         :param path: file that ``save_replay_buffer`` wrote
         :param truncate_last_traj: close the episodes that were running when it was saved
-        :raises ValueError: if it was made for other spaces, another number of environments, or other settings; it names both
-            values, and the model keeps its own buffer
+        :raises ValueError: if it is of another class, was made for other spaces, another number of environments, or other
+            settings; it names both values, and the model keeps its own buffer, as it does after any other error
         """
         current = self.replay_buffer
-        super().load_replay_buffer(path, truncate_last_traj)
-        loaded = self.replay_buffer
+        try:
+            super().load_replay_buffer(path, truncate_last_traj)
+            loaded = self.replay_buffer
+            self._check_loaded(loaded, current)
+        except AssertionError as error:
+            self.replay_buffer = current
+            raise ValueError(f"path={path!r}: {error}") from error
+        except BaseException:
+            self.replay_buffer = current
+            raise
+        if truncate_last_traj and isinstance(loaded, PrioritizedNStepReplayBuffer):
+            loaded.truncate_last_trajectory()
+
+    def _check_loaded(self, loaded: ReplayBuffer | None, current: ReplayBuffer | None) -> None:
         expected = {"observation_space": self.observation_space, "action_space": self.action_space, "n_envs": self.n_envs}
-        if isinstance(loaded, PrioritizedNStepReplayBuffer):
-            parts = self._parts_of_replay() | self.replay_buffer_kwargs
-            expected |= {name: parts[name] for name in ("n_steps", "gamma", "alpha")}
-            if truncate_last_traj:
-                loaded.truncate_last_trajectory()
+        if current is not None:
+            if not isinstance(loaded, type(current)):
+                raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
+            # Ours has all three, SB3's NStepReplayBuffer two
+            expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}
         for name, value in expected.items():
             if getattr(loaded, name) != value:
-                self.replay_buffer = current
                 raise ValueError(
                     f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model"
                 )

@@ -247,7 +247,14 @@ def test_atari_frames_take_an_eighth_of_what_sb3_needs():
 
 @pytest.mark.parametrize(
     ("shape", "n_stack", "axis"),
-    [((4, 84, 84), 4, 0), ((84, 84, 4), 4, -1), ((12, 84, 84), 4, 0), ((2, 84, 84), 2, 0), ((5, 20, 20, 3), 5, 0)],
+    [
+        ((4, 84, 84), 4, 0),
+        ((84, 84, 4), 4, -1),
+        ((12, 84, 84), 4, 0),
+        ((2, 84, 84), 2, 0),
+        ((3, 84, 84), 3, 0),
+        ((5, 20, 20, 3), 5, 0),
+    ],
 )
 def test_the_depth_of_a_stack_is_found_from_one_transition(shape, n_stack, axis):
     rng = np.random.default_rng(0)
@@ -264,3 +271,17 @@ def test_pictures_that_are_no_stacks_are_not_taken_for_one():
     assert find_stack(obs, next_obs) == (0, 1)
     still = np.zeros((1, 1, 84, 84), np.uint8)
     assert find_stack(still, still) == (0, 1)
+
+
+@pytest.mark.parametrize("black", [1, 2, 3])
+def test_stacks_of_colours_that_begin_black_are_stored_once(black):
+    """Nothing moves in the first transition: any depth would do for it."""
+    space = spaces.Box(0, 255, (12, 20, 20), np.uint8)
+    buffer = PrioritizedNStepReplayBuffer(60, space, spaces.Discrete(2), "cpu")
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (80, 3, 20, 20), dtype=np.uint8)
+    frames[: 3 + black] = 0
+    for i in range(76):
+        obs, next_obs = (frames[j : j + 4].reshape(1, 12, 20, 20) for j in (i, i + 1))
+        buffer.add(obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    assert buffer.nbytes <= buffer.estimate_memory(60, space, spaces.Discrete(2))

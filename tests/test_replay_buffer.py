@@ -1,6 +1,7 @@
 """The replay buffer as a whole, against a plain list; its errors, its memory, its files."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -15,9 +16,10 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer
-from sb3_rainbow.replay.arrays import to_numpy
+from sb3_rainbow.replay.arrays import to_array, to_numpy
 
 IMAGES = spaces.Box(0, 255, (3, 4, 5), np.uint8)
+PAIRS = spaces.Box(0, 255, (2, 4, 5), np.uint8)
 VECTORS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTIONS = spaces.Discrete(9)
 
@@ -186,7 +188,7 @@ def test_a_file_is_only_as_long_as_the_buffer_is_full():
     assert len(pickle.dumps(buffer)) < 2_000_000  # the leaves are all there: 800 kB
 
 
-def test_vecnormalize_normalises_every_reward_before_the_sum():
+def test_vecnormalize_normalises_every_reward_before_the_sum(backend):
     class Env(DummyVecEnv):
         pass
 
@@ -203,6 +205,9 @@ def test_vecnormalize_normalises_every_reward_before_the_sum():
     assert normalised.rewards.item() == pytest.approx(0.5 + 0.5 * 1.5 + 0.25 * 1.0, rel=1e-4)
     np.testing.assert_allclose(normalised.observations, env.normalize_obs(np.ones((1, 4), np.float32)))
     assert normalised.rewards.dtype == th.float32
+    # Where they are stored: on a GPU, not on the CPU
+    stored = to_array(np.ones((1, 4), np.float32), buffer.storage_device)
+    assert type(buffer._normalize(stored, env)) is type(stored) is (np.ndarray if backend == "numpy" else th.Tensor)
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -260,10 +265,30 @@ def test_a_buffer_that_will_not_fit_is_refused_with_both_numbers():
     assert buffer.size() == 0
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 20), (20, 20, 3)])
+def test_pictures_in_colours_are_not_estimated_as_stacks(shape):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    estimate = PrioritizedNStepReplayBuffer.estimate_memory(100, space, ACTIONS)
+    buffer = PrioritizedNStepReplayBuffer(100, space, ACTIONS, "cpu")
+    assert buffer.size_gib == pytest.approx(estimate / 2**30)
+    pictures = np.random.default_rng(0).integers(0, 255, (131, 1, *shape), dtype=np.uint8)
+    for obs, next_obs in itertools.pairwise(pictures):
+        buffer.add(obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    assert abs(buffer.nbytes - estimate) < 0.02 * estimate
+
+
+@pytest.mark.parametrize(("argument", "value"), [("n_envs", 0), ("n_stack", -2), ("episode_length", 0), ("buffer_size", 0)])
+def test_an_estimate_of_what_cannot_be_is_refused(argument, value):
+    with pytest.raises(ValueError, match=f"^{argument}={value}: must be"):
+        PrioritizedNStepReplayBuffer.estimate_memory(
+            **{"buffer_size": 9, argument: value}, observation_space=IMAGES, action_space=ACTIONS
+        )
+
+
 @pytest.mark.parametrize("n_envs", [1, 4])
 @pytest.mark.parametrize(
     "space",
-    [VECTORS, IMAGES, spaces.Box(0, 255, (4, 20, 20), np.uint8), spaces.Dict({"a": VECTORS, "b": IMAGES}), spaces.Discrete(5)],
+    [VECTORS, PAIRS, spaces.Box(0, 255, (4, 20, 20), np.uint8), spaces.Dict({"a": VECTORS, "b": PAIRS}), spaces.Discrete(5)],
 )
 def test_the_estimate_is_what_a_full_buffer_takes(space, n_envs):
     estimate = PrioritizedNStepReplayBuffer.estimate_memory(2000, space, ACTIONS, n_envs)

@@ -200,6 +200,30 @@ def test_vecnormalize_trains_and_its_rewards_are_stored_raw():
     assert model._sample(8).rewards.max() <= 0.3
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_observations_may_be_lists_and_what_reset_returns_is_named(rate):
+    env = gym.make("CartPole-v1")
+    model = RainbowDQN("MlpPolicy", env, buffer_size=100)
+    model.exploration_rate = rate
+    for observation in ([0.1, 0.2, 0.3, 0.4], (0.1, 0.2, 0.3, 0.4)):
+        assert model.predict(observation)[0] in (0, 1)
+    assert model.predict([[0.1, 0.2, 0.3, 0.4]] * 5)[0].shape == (5,)
+    with pytest.raises(ValueError, match="tuple to the predict"):
+        model.predict(env.reset())
+
+
+def test_it_trains_before_it_has_ever_collected():
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=100)
+    obs = np.zeros((1, 4), np.float32)
+    for _ in range(20):
+        model.replay_buffer.add(obs, obs, np.zeros(1), np.ones(1), np.zeros(1), [{}])
+    before = model.q_net.value_stream[-1].bias_mu.clone()
+    model.train(2, batch_size=8)
+    assert (model.q_net.value_stream[-1].bias_mu != before).all()
+    model.learn(120)
+    assert "rollout/ep_rew_mean" in model.logger.name_to_value or model.num_timesteps == 120
+
+
 def test_callbacks_see_training_and_can_stop_it(tmp_path):
     checkpoints = CheckpointCallback(100, str(tmp_path / "checkpoints"), save_replay_buffer=True)
     evaluation = EvalCallback(

@@ -2,12 +2,15 @@
 
 import io
 import pathlib
+import pickle
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import DQN
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 
@@ -195,6 +198,29 @@ def test_a_replay_buffer_of_another_space_or_stack_is_refused_with_both(tmp_path
     model = RainbowDQN("CnnPolicy", FakeImageEnv(4, 40, 40, 2, channel_first=True), **kwargs)
     with pytest.raises(ValueError, match=r"observation_space=Box.*\(4, 40, 40\).* must be Box.*\(2, 40, 40\)"):
         model.load_replay_buffer(tmp_path / "stack")
+
+
+def test_a_buffer_of_another_class_is_refused_and_the_models_own_stays(tmp_path):
+    DQN("MlpPolicy", "CartPole-v1", **SMALL).learn(30).save_replay_buffer(tmp_path / "uniform")
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL).learn(30)
+    own = model.replay_buffer
+    with pytest.raises(ValueError, match=r"a ReplayBuffer was loaded: must be a PrioritizedNStepReplayBuffer"):
+        model.load_replay_buffer(tmp_path / "uniform")
+    (tmp_path / "other.pkl").write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(ValueError, match=r"path=.*other.pkl.*ReplayBuffer"):
+        model.load_replay_buffer(tmp_path / "other.pkl")
+    with pytest.raises(FileNotFoundError):
+        model.load_replay_buffer(tmp_path / "nowhere.pkl")
+    assert model.replay_buffer is own
+
+    def with_sb3s(n_steps):
+        kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": n_steps, "gamma": 0.99}}
+        return RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL, **kwargs).learn(30)
+
+    with_sb3s(7).save_replay_buffer(tmp_path / "seven")
+    with_sb3s(7).load_replay_buffer(tmp_path / "seven")
+    with pytest.raises(ValueError, match="n_steps=7 in the replay buffer loaded: must be 3"):
+        with_sb3s(3).load_replay_buffer(tmp_path / "seven")
 
 
 def test_other_buffers_are_loaded_as_sb3_does(tmp_path):

@@ -1,5 +1,6 @@
 """Workers that die or hang are named, and a training in worker processes is resumed exactly."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint import ResumableCheckpointCallback, load
-from sb3_rainbow.envs import SubprocVecEnv, WorkerError
+from sb3_rainbow.envs import SubprocVecEnv, WorkerError, subproc
 
 
 def make_env(n_envs: int = 2, timeout: float = 60) -> SubprocVecEnv:
@@ -63,6 +64,31 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     env.close()
     assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
+
+
+def fails() -> gym.Env:
+    raise RuntimeError("no such ROM")
+
+
+def hangs() -> gym.Env:
+    time.sleep(600)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
+def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkeypatch):
+    for env_fn in (fails, hangs):
+        monkeypatch.setattr(env_fn, "__module__", "__main__")  # workers do not import the test
+    works = lambda: gym.make("CartPole-v1")  # noqa: E731
+    for i, env_fns in enumerate(([fails, works], [works, fails])):
+        with pytest.raises(WorkerError, match=f"worker {i} .* died with the exit code 1"):
+            SubprocVecEnv(env_fns, start_method, timeout=1)
+    monkeypatch.setattr(subproc, "STARTING", 2)
+    start = time.monotonic()
+    with pytest.raises(WorkerError, match="worker 0 .* did not answer for 2 s"):
+        SubprocVecEnv([hangs, works], start_method, timeout=1)
+    assert time.monotonic() - start < 2 + subproc.CLOSING + 5
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, lambda env: VecFrameStack(env, 2)])

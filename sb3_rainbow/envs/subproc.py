@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,8 @@ from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, encode_object, 
 
 #: Seconds that ``close`` waits for all workers before it kills them
 CLOSING = 3.0
+#: Seconds that a worker may take to start and to make its environment, or the timeout if that is longer
+STARTING = 60.0
 
 
 class WorkerError(RuntimeError):
@@ -24,9 +27,9 @@ class WorkerError(RuntimeError):
 class _Remote:
     """The parent's end of a worker's pipe, with an error instead of an endless wait."""
 
-    def __init__(self, connection: Any, process: Any, number: int, timeout: float) -> None:
-        self._connection, self._process, self._number = connection, process, number
-        self._timeout = None if math.isinf(timeout) else timeout
+    def __init__(self, connection: Any, owner: Any, number: int, timeout: float) -> None:
+        self._connection, self._owner, self._number = connection, owner, number
+        self.timeout = timeout
         self._error: WorkerError | None = None
 
     def send(self, message: Any) -> None:
@@ -38,13 +41,17 @@ class _Remote:
             raise self._died() from error
 
     def recv(self) -> Any:
-        try:
-            if self._connection.poll(self._timeout):
-                return self._connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._died() from error
+        # The other end may live on in forked workers, so a death alone does not close the pipe
+        ends = [self._connection, self._process.sentinel]
+        if ready := wait(ends, None if math.isinf(self.timeout) else self.timeout):
+            try:
+                if self._connection in ready:
+                    return self._connection.recv()
+            except (EOFError, OSError) as error:
+                raise self._died() from error
+            raise self._died()
         self._error = WorkerError(
-            f"worker {self._number} (process {self._process.pid}) did not answer for {self._timeout:g} s; "
+            f"worker {self._number} (process {self._process.pid}) did not answer for {self.timeout:g} s; "
             "a longer timeout can be set by SubprocVecEnv(..., timeout=...)"
         )
         raise self._error
@@ -52,12 +59,24 @@ class _Remote:
     def close(self) -> None:
         self._connection.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a new worker is given, to close it there: the end itself."""
+        return _itself, (self._connection,)
+
+    @property
+    def _process(self) -> Any:
+        return self._owner.processes[self._number]
+
     def _died(self) -> WorkerError:
         self._process.join(1)
         return WorkerError(
             f"worker {self._number} (process {self._process.pid}) died with the exit code {self._process.exitcode}: "
             "negative ones are signals, and the worker's own error is printed above"
         )
+
+
+def _itself(connection: Any) -> Any:
+    return connection
 
 
 def _read_state(env: Any) -> tuple[Any, Arrays | str]:
@@ -123,24 +142,39 @@ class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
     """
     Environments in processes of their own. As SB3's, and:
 
-    - if a worker dies or does not answer in time, there is an error that names it, and ``close`` returns within seconds;
+    - if a worker dies or does not answer in time, also while its environment is made, there is an error that names it, and
+      ``close`` returns within seconds;
     - checkpoints can hold the environments' state.
 
     :param env_fns: make the environments
     :param start_method: how processes start, see SB3
     :param timeout: seconds to wait for one answer of a worker
     :raises ValueError: if the timeout is not positive
+    :raises WorkerError: if a worker died or did not answer; those that live have been ended
     """
-
-    remotes: tuple[Any, ...]
 
     def __init__(
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, timeout: float = 60.0
     ) -> None:
         check_number("timeout", timeout, 0, float("inf"), low_open=True)
-        super().__init__([make_readable(env_fn) for env_fn in env_fns], start_method)
-        pairs = zip(self.remotes, self.processes, strict=True)
-        self.remotes = tuple(_Remote(remote, process, i, timeout) for i, (remote, process) in enumerate(pairs))
+        self._timeout = max(timeout, STARTING)
+        try:
+            super().__init__([make_readable(env_fn) for env_fn in env_fns], start_method)
+        except WorkerError:
+            self.close()
+            raise
+        for remote in self.remotes:
+            remote.timeout = timeout
+
+    @property
+    def remotes(self) -> tuple[Any, ...]:
+        """The parent's ends of the pipes, which SB3 sets before it starts the workers, and uses in its constructor."""
+        return self._remotes
+
+    @remotes.setter
+    def remotes(self, connections: tuple[Any, ...]) -> None:
+        """:param connections: SB3's"""
+        self._remotes = tuple(_Remote(connection, self, i, self._timeout) for i, connection in enumerate(connections))
 
     def close(self) -> None:
         """Stop all workers: those that do not stop by themselves within seconds are killed."""

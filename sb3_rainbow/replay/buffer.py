@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_rainbow.arguments import check_choice, check_integer, check_number
+from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
 from sb3_rainbow.replay.arrays import Array, allocate, keep_freed_memory, take, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.n_step import n_step_returns
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
@@ -73,6 +73,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         check_number("gamma", gamma, 0, 1)
         check_number("alpha", alpha, 0, 1)
         check_choice("weight_norm", weight_norm, ("batch", "memory"))
+        check_storage_device(storage_device)
+        check_seed(seed)
         if optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True: must be False, frames are always stored once")
         # Not ReplayBuffer's own constructor: it would allocate everything
@@ -122,11 +124,18 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param observation_space: observation space
         :param action_space: action space
         :param n_envs: number of environments
-        :param n_stack: frames of an image stack; None for what the channels suggest (4 for the shape ``(4, 84, 84)``)
+        :param n_stack: frames of an image stack; None for what the channels suggest (4 for the shape ``(4, 84, 84)``, and for
+            ``(12, 84, 84)``, where three are a picture in colours)
         :param episode_length: mean length of an episode in steps, as the last frame of each one is stored apart; a lost life
             counts as an end where the environment says so
         :return: bytes
+        :raises ValueError: if an argument is out of range; it names the argument and the value
         """
+        check_integer("buffer_size", buffer_size, 1)
+        check_integer("n_envs", n_envs, 1)
+        if n_stack is not None:
+            check_integer("n_stack", n_stack, 1)
+        check_number("episode_length", episode_length, 0, math.inf, low_open=True)
         n_slots = max(buffer_size // n_envs, 1)
         store = ObservationStore(observation_space, n_slots, n_envs, th.device("cpu"))
         return store.estimate_memory(None, n_stack, episode_length) + n_slots * n_envs * _bytes_per_leaf(action_space)
@@ -139,9 +148,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     @property
     def size_gib(self) -> float:
-        """Memory of the full buffer in GiB, estimated for long episodes."""
-        n_leaves = self.buffer_size * self.n_envs
-        return self.estimate_memory(n_leaves, self.observation_space, self.action_space, self.n_envs) / 2**30
+        """Memory of the full buffer in GiB, estimated for long episodes; more closely after the first ``add``."""
+        others = self.buffer_size * self.n_envs * _bytes_per_leaf(self.action_space)
+        return (self._observations.estimate_memory() + others) / 2**30
 
     @property
     def max_priority(self) -> float:
@@ -152,7 +161,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         Restart the generator that draws the samples.
 
-        :param seed: any integer
+        :param seed: not negative
         """
         self._priorities.seed(seed)
 
@@ -429,9 +438,10 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
                 self._non_finite = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
 
     def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
-        if isinstance(observations, dict):
-            return env.normalize_obs({key: to_numpy(entry) for key, entry in observations.items()})
-        return env.normalize_obs(to_numpy(observations))
+        if not isinstance(observations, dict):
+            return to_array(env.normalize_obs(to_numpy(observations)), self.storage_device)
+        normalized: Any = env.normalize_obs({key: to_numpy(entry) for key, entry in observations.items()})
+        return {key: to_array(entry, self.storage_device) for key, entry in normalized.items()}
 
     def _normalize_rewards(self, rewards: Array, env: VecNormalize) -> Array:
         return to_array(env.normalize_reward(to_numpy(rewards)).astype(np.float32), self.storage_device)

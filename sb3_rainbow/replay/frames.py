@@ -338,7 +338,8 @@ def count_rows(n_slots: int, n_envs: int, n_stack: int, episode_length: float) -
 
 def find_stack(obs: np.ndarray, next_obs: np.ndarray) -> tuple[int, int]:
     """
-    Find the axis and the depth of a stack of frames: the deepest for which ``next_obs`` is ``obs`` moved up by one frame.
+    Find the axis and the depth of a stack of frames, for which ``next_obs`` is ``obs`` moved up by one frame. Where nothing
+    moves, several are: frames of three channels, colours, are preferred, and then the deepest stack.
 
     :param obs: ``[n, *shape]`` observations, ``shape`` with three or more axes
     :param next_obs: ``[n, *shape]`` what followed them
@@ -349,8 +350,21 @@ def find_stack(obs: np.ndarray, next_obs: np.ndarray) -> tuple[int, int]:
     axes = (0, -1) if obs.ndim > 4 else (-1,) if last < first else (0,)
     for axis in axes:
         older, newer = (np.moveaxis(x, 1 if axis == 0 else -1, 0) for x in (obs, next_obs))
-        for n_stack in range(MAX_STACK, 1, -1):
+        for n_stack in sorted(range(2, MAX_STACK + 1), key=lambda n: (3 * n != len(newer), -n)):
             frame, rest = divmod(len(older), n_stack)
             if rest == 0 and frame <= MAX_CHANNELS and np.array_equal(older[frame:], newer[:-frame]):
                 return axis, n_stack
     return 0, 1
+
+
+def likely_depth(shape: tuple[int, ...]) -> int:
+    """
+    :param shape: of an observation with three or more axes
+    :return: depth of the stack that it probably is
+    """
+    # A first transition of three channels in which nothing moves may be three frames: whole pictures take no more memory then.
+    # An estimate must not hope for it
+    if len(shape) == 3 and min(shape[0], shape[-1]) == 3:
+        return 1
+    still = np.zeros((1, *shape), dtype=bool)
+    return find_stack(still, still)[1]

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
 from sb3_rainbow.replay.arrays import Array
-from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack
+from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack, likely_depth
 
 Obs = np.ndarray | dict[str, np.ndarray]
 #: An observation as it is stored
@@ -70,20 +70,20 @@ class ObservationStore:
         self, stacks: Stacks | None = None, n_stack: int | None = None, episode_length: float = math.inf
     ) -> int:
         """
-        :param stacks: axis and depth of every image entry, if they are known
-        :param n_stack: depth of the image entries, if ``stacks`` are not known; None for what the channels suggest
+        :param stacks: axis and depth of every image entry; None for those of the stores, if they have been made
+        :param n_stack: depth of the image entries, if they are not known otherwise; None for what the channels suggest
         :param episode_length: mean length of an episode, in steps
         :return: bytes of a full store
         """
         total = 0
+        depths = {key: store.n_stack for key, store in self._stores.items() if isinstance(store, FrameStore)}
+        depths |= {key: depth for key, (_, depth) in (stacks or {}).items()}
         for key, (shape, dtype) in self._entries.items():
             nbytes = math.prod(shape) * dtype.itemsize
             if len(shape) < 3:
                 total += 2 * self._n_slots * self._n_envs * nbytes
                 continue
-            # A picture without any motion is consistent with the deepest stack that the channels allow
-            still = np.zeros((1, *shape), dtype=bool)
-            depth = stacks[key][1] if stacks else n_stack or find_stack(still, still)[1]
+            depth = depths.get(key) or n_stack or likely_depth(shape)
             total += count_rows(self._n_slots, self._n_envs, depth, episode_length) * nbytes // depth
             total += self._n_slots * (self._n_envs * (depth + 1) * 4 + 4)
         return total
