@@ -140,13 +140,16 @@ class FrameStore:
         :param next_obs: ``[n_envs, *shape]``, an episode's last observation where it ended
         """
         stacks, next_stacks = self._to_frames(obs), self._to_frames(next_obs)
-        current, following = stacks.tobytes(), next_stacks.tobytes()
+        following = next_stacks.tobytes()
         # Comparing bytes is the fastest way. Within all episodes every stack has just one new frame
-        if current == self._last and next_stacks[:, :-1].tobytes() == stacks[:, 1:].tobytes():
+        size = len(self._zeros) * self.n_stack
+        if self._last.startswith(stacks.data) and all(
+            following.startswith(stack[1:].data, env * size) for env, stack in enumerate(stacks)
+        ):
             rows, last_rows = self._write(next_stacks[:, -1], self._last_rows)
             windows = np.concatenate((last_rows, rows[:, None]), 1)
         else:
-            windows = self._place_any(current, following)
+            windows = self._place_any(stacks.tobytes(), following)
         self._last = following
         self._last_rows = windows[:, -self.n_stack :]
         width = self._rows.shape[1]
@@ -240,7 +243,7 @@ class FrameStore:
         """Each environment's observation, frame after frame: ``[n_envs, n_stack, frame_size]``."""
         if self.stack_axis == -1:
             obs = np.moveaxis(obs.reshape(*obs.shape[:-1], self.n_stack, -1), -2, 1)
-        return obs.reshape(self._n_envs, self.n_stack, -1)
+        return np.ascontiguousarray(obs).reshape(self._n_envs, self.n_stack, -1)
 
     def _place(self, frames: bytes, new: list[bytes]) -> list[int]:
         """Rows of consecutive frames: new ones, but for zeros and repetitions."""
