@@ -22,6 +22,7 @@ from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.engine import Processes
 from sb3_rainbow.sweep.search import finished, load_study
 from sb3_rainbow.sweep.suite import Run, claim, expand, read
 from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
@@ -252,7 +253,7 @@ def same_curves(folder: Path, expected: Path) -> None:
 def test_killed_workers_of_ray_are_replaced_and_end_with_the_same_parameters(undisturbed, tmp_path):
     pytest.importorskip("ray")
     write(tmp_path, FOUR)
-    sweep = start(tmp_path)
+    sweep = start(tmp_path, "--engine", "ray")
     kill_each(tmp_path, sweep, 4, alternately())
     finish(sweep)
     assert hashes(tmp_path) == hashes(undisturbed)
@@ -564,7 +565,8 @@ def test_the_table_and_the_lines_show_runs_and_attempts(running, capsys):
 
 
 def test_without_ray_one_line_says_what_it_would_add(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: None)
+    find = driver.importlib.util.find_spec
+    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: None if name == "ray" else find(name))
     monkeypatch.setattr(driver, "sweep", lambda runs, engine, jobs, shown: {})
     assert driver.main([str(write(tmp_path, TWO)), "--out", str(tmp_path)]) == 0
     (line,) = capsys.readouterr().out.splitlines()[:1]
@@ -572,6 +574,38 @@ def test_without_ray_one_line_says_what_it_would_add(tmp_path, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"sb3-rainbow\[ray\]"):
         driver.main([str(tmp_path / "suite.yml"), "--out", str(tmp_path), "--address", "auto"])
+
+
+@pytest.mark.parametrize(
+    ("options", "num_gpus", "variable", "engine"),
+    [
+        ([], 0, None, "Processes"),
+        ([], 0.5, None, "Ray"),
+        ([], 0, "10.0.0.1:6379", "Ray"),
+        (["--engine", "ray"], 0, None, "Ray"),
+        (["--address", "auto"], 0, None, "Ray"),
+        (["--engine", "processes"], 0.5, "10.0.0.1:6379", "Processes"),
+    ],
+)
+def test_ray_is_used_where_it_brings_something(tmp_path, monkeypatch, options, num_gpus, variable, engine):
+    class Used(Exception):
+        pass
+
+    class FakeRay(Processes):
+        def __init__(self, address, num_cpus):
+            super().__init__()
+
+    def use(runs, used, jobs, shown):
+        raise Used(type(used).__name__)
+
+    monkeypatch.setattr(driver, "sweep", use)
+    find = driver.importlib.util.find_spec
+    monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: name == "ray" or find(name))
+    monkeypatch.setattr(driver, "Ray", FakeRay)
+    if variable:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(Used, match=engine):
+        driver.main([str(write(tmp_path, TWO | {"num_gpus": num_gpus})), "--out", str(tmp_path), *options])
 
 
 def test_neither_ray_nor_rl_zoo_is_imported_with_the_sweep():

@@ -62,16 +62,20 @@ def _jobs(suite: dict[str, Any]) -> int:
     return max(1, int(min(rooms)))
 
 
-def _engine(args: argparse.Namespace, num_cpus: float) -> Engine:
-    if args.engine == "processes" or (not args.address and importlib.util.find_spec("ray") is None):
-        if args.engine != "processes":
-            print(
-                'Runs are processes of this machine. pip install "sb3-rainbow[ray]" adds clusters, several GPUs, '
-                "and runs that go on where a whole machine is lost",
-                flush=True,
-            )
+def _engine(args: argparse.Namespace, num_cpus: float, num_gpus: float) -> Engine:
+    """Ray where it brings something: a cluster, or shares of GPUs. On one machine its own processes cost some percent."""
+    if args.engine == "processes":
         return Processes()
-    return Ray(args.address, num_cpus)
+    is_there = importlib.util.find_spec("ray") is not None
+    if args.engine == "ray" or args.address or "RAY_ADDRESS" in os.environ or (num_gpus > 0 and is_there):
+        return Ray(args.address, num_cpus)
+    if not is_there:
+        print(
+            'Runs are processes of this machine. pip install "sb3-rainbow[ray]" adds clusters, several GPUs, '
+            "and runs that go on where a whole machine is lost",
+            flush=True,
+        )
+    return Processes()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="all machines must see this folder")
     parser.add_argument("--only", default="", help="only runs whose name contains this")
     parser.add_argument("--jobs", type=int, help="runs side by side (as many as there is room for)")
-    parser.add_argument("--engine", choices=["ray", "processes"], help="Ray, if it is installed")
+    engines = "where runs run: Ray for clusters and GPUs, else processes of this machine"
+    parser.add_argument("--engine", choices=["ray", "processes"], help=engines)
     args = parser.parse_args(argv)
 
     name, suite = read(args.suites, args.suite)
@@ -107,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Nothing to do: no need for Ray
     all_done = all(run.is_done for run in runs)
-    engine = Processes() if all_done else _engine(args, max(os.cpu_count() or 1, (args.jobs or 0) * suite["num_cpus"]))
+    num_cpus = max(os.cpu_count() or 1, (args.jobs or 0) * suite["num_cpus"])
+    engine = Processes() if all_done else _engine(args, num_cpus, suite["num_gpus"])
     # A cluster knows itself how many it has room for
     jobs = args.jobs or (len(runs) if isinstance(engine, Ray) else _jobs(suite))
     # A scheduler's way to say that time is up. Ray has set its own
