@@ -59,14 +59,15 @@ def curve(run: Run) -> np.ndarray:
     return means[last]
 
 
-def steps_to(milestone: float, run: Run) -> str:
+def steps_to(milestone: float, returns: np.ndarray, steps: int) -> str:
     """
     :param milestone: a return
-    :param run: one that has ended
-    :return: the end of the first stretch of its learning curve where the mean return is as much; a dash if it never is
+    :param returns: ``[POINTS]``: a learning curve
+    :param steps: of its training
+    :return: the end of the first stretch where the mean return is as much; a dash if it never is
     """
-    reached = np.flatnonzero(curve(run) >= milestone)
-    return f"{run.steps * (reached[0] + 1) // POINTS:,}" if len(reached) else "-"
+    reached = np.flatnonzero(returns >= milestone)
+    return f"{steps * (reached[0] + 1) // POINTS:,}" if len(reached) else "-"
 
 
 def interquartile_means(scores: dict[str, np.ndarray]) -> dict[str, tuple[float, float, float]]:
@@ -111,11 +112,14 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def draw_curves(runs: Sequence[Run], envs: Sequence[str], labels: Sequence[str], path: Path) -> None:
+def draw_curves(
+    runs: Sequence[Run], curves: dict[str, np.ndarray], envs: Sequence[str], labels: Sequence[str], path: Path
+) -> None:
     """
     Mean over the seeds and their range, one picture per environment.
 
     :param runs: those that have ended
+    :param curves: theirs, by name
     :param envs: theirs, each once
     :param labels: theirs, each once
     :param path: without its ending
@@ -131,7 +135,7 @@ def draw_curves(runs: Sequence[Run], envs: Sequence[str], labels: Sequence[str],
             if not chosen:
                 continue
             steps = np.linspace(0, chosen[0].steps, POINTS + 1)[1:]
-            returns = np.stack([curve(run) for run in chosen])
+            returns = np.stack([curves[run.name] for run in chosen])
             axis.plot(steps, returns.mean(0), color=f"C{i}", linewidth=1.5, label=label)
             axis.fill_between(steps, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.1, linewidth=0)
         axis.set(title=env, xlim=(0, None), xlabel="agent steps", ylabel="return while training")
@@ -178,6 +182,7 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     """
     envs, labels = (list(dict.fromkeys(values)) for values in ([run.env for run in runs], [run.label for run in runs]))
     scores = {(run.env, run.label, run.seed): mean_score(run) for run in runs}
+    curves = {run.name: curve(run) for run in runs}
     lines = []
     for env in envs:
         of_env: dict[str, list[Run]] = {label: [] for label in labels}
@@ -190,12 +195,12 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
             each = ", ".join(f"{score:.1f}" for score in values[label])
             lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), each])
             if milestone < math.inf:
-                lines[-1].append("; ".join(steps_to(milestone, run) for run in of_env[label]))
+                lines[-1].append("; ".join(steps_to(milestone, curves[run.name], run.steps) for run in of_env[label]))
     header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"]
     if milestone < math.inf:
         header.append(f"steps until the return while training is {milestone:g}")
     parts = [table(header, lines)]
-    draw_curves(runs, envs, labels, path / "curves")
+    draw_curves(runs, curves, envs, labels, path / "curves")
     parts.append("![learning curves](curves.png)\n")
 
     seeds = {
