@@ -24,8 +24,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_integer("learning_starts", arguments["learning_starts"], 0)
     check_integer("gradient_steps", arguments["gradient_steps"], -1)
     train_freq = arguments["train_freq"]
-    if isinstance(train_freq, tuple):  # its unit is checked by SB3
+    if isinstance(train_freq, tuple) and len(train_freq) == 2:  # its unit is checked by SB3
         check_integer("train_freq[0]", train_freq[0], 1)
+    elif isinstance(train_freq, tuple | list):
+        raise ValueError(f"train_freq={train_freq!r}: must be an integer, or a tuple like (2, 'episode')")
     else:
         check_integer("train_freq", train_freq, 1)
     check_seed(arguments["seed"])

@@ -248,7 +248,7 @@ class RainbowDQN(DQN):
 
         :param seed: from 0 to 2**32 - 1; None changes nothing
         """
-        super().set_random_seed(seed)
+        super().set_random_seed(None if seed is None else int(seed))  # Python's own generator takes no NumPy integers
         if seed is not None and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
             self.replay_buffer.seed(seed)
 
@@ -352,7 +352,9 @@ class RainbowDQN(DQN):
         """
         if deterministic:
             return self.policy.predict(observation, state, episode_start, deterministic=True)
-        if not isinstance(observation, np.ndarray | Mapping):
+        if isinstance(observation, Mapping):
+            observation = {key: np.asarray(entry) for key, entry in observation.items()}
+        elif not isinstance(observation, np.ndarray):
             self.policy.predict(observation, deterministic=True)  # SB3's error, if it is no observation at all
             observation = np.asarray(observation)
         # SB3's own sources of random numbers: with one environment these are the draws of its DQN
@@ -440,7 +442,7 @@ class RainbowDQN(DQN):
     def _check_loaded(self, loaded: ReplayBuffer | None, current: ReplayBuffer | None) -> None:
         expected = {"observation_space": self.observation_space, "action_space": self.action_space, "n_envs": self.n_envs}
         if current is not None:
-            if not isinstance(loaded, type(current)):
+            if type(loaded) is not type(current):
                 raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
             # Ours has all three, SB3's NStepReplayBuffer two
             expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}

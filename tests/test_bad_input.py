@@ -75,6 +75,8 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
         ({"policy": SB3Policy}, ValueError, "policy=.*DQNPolicy.*must be"),
         ({"n_step": 3}, TypeError, "n_step"),
         ({"train_freq": (2, "minutes")}, ValueError, "minutes"),
+        ({"train_freq": ()}, ValueError, r"train_freq=\(\): must be"),
+        ({"train_freq": [4, "step"]}, ValueError, r"train_freq=\[4, 'step'\]: must be an integer, or a tuple"),
         ({"train_freq": (0, "step")}, ValueError, r"train_freq\[0\]=0: must be"),
         ({"replay_buffer_kwargs": {"seed": -1}}, ValueError, "seed=-1: must be"),
         ({"replay_buffer_kwargs": {"storage_device": "gpu"}}, ValueError, "storage_device='gpu': must be"),

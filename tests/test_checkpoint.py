@@ -234,6 +234,22 @@ def test_damage_is_named_and_the_checkpoint_before_is_taken(saved):
         assert load(saved).num_timesteps == 64
 
 
+def test_checkpoints_of_another_format_are_refused_and_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.checkpoint.folder.FORMAT", 1)
+    model = make_model("cartpole", 1)
+    save(model, tmp_path)
+    monkeypatch.undo()
+    before = sorted(tmp_path.rglob("*"))
+    for use in (
+        lambda: load(tmp_path),
+        lambda: save(model, tmp_path, keep=1),
+        lambda: model.learn(50, callback=ResumableCheckpointCallback(20, tmp_path, resume=True)),
+    ):
+        with pytest.raises(ValueError, match=r"manifest.json: format 1, this version of sb3-rainbow reads and writes 2"):
+            use()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path("exploded"),))
@@ -281,8 +297,12 @@ def test_what_does_not_match_is_named_with_both_values(saved):
         with pytest.raises(ValueError, match=rf"{name}={value} in the model"):
             model.learn(500, callback=ResumableCheckpointCallback(100, saved, resume=True))
         assert fingerprint_of_parameters(model) == before
-    with pytest.raises(ValueError, match="learning_rate=.*function in the model, 0.0001 in the checkpoint"):
-        restore(make_model("cartpole", 1, learning_rate=lambda progress: 1e-4), saved)
+        if name not in ("n_steps", "gamma", "v_max"):
+            load(saved, **{name: value})
+    with pytest.raises(ValueError, match=r"learning_rate=\[0.1, 0.05, 0.0\] in the model, 0.0001 in the checkpoint"):
+        restore(make_model("cartpole", 1, learning_rate=lambda progress: 0.1 * progress), saved)
+    for same in ({"learning_rate": lambda progress: 1e-4}, {"max_grad_norm": 10.0}, {"tau": 1}, {"stats_window_size": 9}):
+        restore(make_model("cartpole", 1, **same), saved)
     with pytest.raises(ValueError, match=r"n_envs=2 in the model, 1 in the checkpoint"):
         load(saved, make_env("cartpole", 2))
     with pytest.raises(ValueError, match=r"observation_space=.* in the model, .* in the checkpoint"):

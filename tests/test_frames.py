@@ -273,6 +273,13 @@ def test_pictures_that_are_no_stacks_are_not_taken_for_one():
     assert find_stack(still, still) == (0, 1)
 
 
+@pytest.mark.parametrize(("channels", "n_stack"), [(2, 2), (3, 3), (4, 4), (6, 6), (8, 8), (9, 3), (12, 4)])
+def test_where_nothing_moves_the_likeliest_stack_is_taken(channels, n_stack):
+    frame = np.random.default_rng(0).integers(0, 255, (1, 1, 20, 20), dtype=np.uint8)
+    for still in (np.repeat(frame, channels, axis=1), np.zeros((1, channels, 20, 20), np.uint8)):
+        assert find_stack(still, still) == (0, n_stack)
+
+
 @pytest.mark.parametrize("black", [1, 2, 3])
 def test_stacks_of_colours_that_begin_black_are_stored_once(black):
     """Nothing moves in the first transition: any depth would do for it."""

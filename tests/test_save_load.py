@@ -213,6 +213,11 @@ def test_a_buffer_of_another_class_is_refused_and_the_models_own_stays(tmp_path)
         model.load_replay_buffer(tmp_path / "nowhere.pkl")
     assert model.replay_buffer is own
 
+    model.save_replay_buffer(tmp_path / "prioritized")
+    uniform = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL, n_steps=1, prioritized=False)
+    with pytest.raises(ValueError, match="a PrioritizedNStepReplayBuffer was loaded: must be a ReplayBuffer"):
+        uniform.load_replay_buffer(tmp_path / "prioritized")
+
     def with_sb3s(n_steps):
         kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": n_steps, "gamma": 0.99}}
         return RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL, **kwargs).learn(30)

@@ -1,5 +1,6 @@
 """Workers that die or hang are named, and a training in worker processes is resumed exactly."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -64,6 +65,20 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     env.close()
     assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
+
+
+def test_an_environment_that_is_dropped_ends_its_workers():
+    env = make_env()
+    env.reset()
+    processes = env.processes
+    gc.disable()
+    try:
+        del env
+        for process in processes:
+            process.join(10)
+    finally:
+        gc.enable()
+    assert not any(process.is_alive() for process in processes)
 
 
 def fails() -> gym.Env:

@@ -52,7 +52,7 @@ class ResumableCheckpointCallback(BaseCallback):
         check_integer("keep", keep, 1)
         try:
             str(folder).format(env_id="", seed=0)
-        except (LookupError, ValueError) as error:
+        except (LookupError, ValueError, AttributeError, TypeError) as error:
             raise ValueError(f"folder={str(folder)!r}: may have {{env_id}} and {{seed}} in braces, nothing else") from error
         self.save_freq = save_freq
         self.folder = folder

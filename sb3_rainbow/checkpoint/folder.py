@@ -93,6 +93,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     :param path: a checkpoint
     :return: its manifest
     :raises CorruptCheckpointError: if it cannot be read
+    :raises ValueError: if another version of sb3-rainbow has written it in another format
     """
     file = path / MANIFEST
     try:
@@ -103,7 +104,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if digest != _digest_of(manifest):
         raise CorruptCheckpointError(f"{file}: its content is not what was written")
     if manifest["format"] != FORMAT:
-        raise CorruptCheckpointError(f"{file}: format {manifest['format']!r}, this version reads {FORMAT}")
+        # Not corrupt: nobody is to take an older one instead, or to remove it
+        raise ValueError(f"{file}: format {manifest['format']!r}, this version of sb3-rainbow reads and writes {FORMAT}")
     return dict(manifest)
 
 

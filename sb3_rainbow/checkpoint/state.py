@@ -269,17 +269,22 @@ def restore_verified(model: RainbowDQN, path: Path) -> None:
 def _check_settings(model: RainbowDQN, path: Path, stored: Json, arrays: Arrays) -> None:
     """Compare the arguments; of those that are no plain data, what they are."""
     given_arrays: Arrays = {}
-    given = _shown(_settings(model, given_arrays), given_arrays)
-    for name, there in _shown(stored, arrays).items():
-        if name not in _FREE and given.get(name) != there:
-            raise ValueError(
-                f"{name}={given.get(name)} in the model, {there} in the checkpoint {path}: must be the same. "
-                f"load() of sb3_rainbow.checkpoint takes another value"
-            )
+    given = _values(_settings(model, given_arrays), given_arrays)
+    for name, there in _values(stored, arrays).items():
+        here = given.get(name)
+        if name in _FREE or repr(here) == repr(there):  # so that arrays can be compared
+            continue
+        if type(here) in (int, float, dict) and here == there:  # 10 and 10.0; keys in another order
+            continue
+        hint = "" if name in _MUST_MATCH else f". load() of sb3_rainbow.checkpoint takes another {name}"
+        raise ValueError(f"{name}={here!r} in the model, {there!r} in the checkpoint {path}: must be the same{hint}")
 
 
-def _shown(settings: Json, arrays: Arrays) -> dict[str, str]:
-    return {name: repr(decode(value, arrays)) for name, value in settings["plain"].items()} | settings["not_stored"]
+def _values(settings: Json, arrays: Arrays) -> dict[str, Any]:
+    values = {name: decode(value, arrays) for name, value in settings["plain"].items()} | settings["not_stored"]
+    first, *others = settings["learning_rates"]
+    # RL Zoo makes a function of every number
+    return values | {"learning_rate": first if others == [first] * len(others) else settings["learning_rates"]}
 
 
 def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Arrays) -> None:
@@ -362,7 +367,14 @@ def _settings(model: RainbowDQN, arrays: Arrays) -> dict[str, Json]:
     except Unencodable as error:
         policy, not_stored["policy"] = None, str(error)
     spaces = {name: encode_space(getattr(model, name), arrays, name) for name in ("observation_space", "action_space")}
-    return {"plain": plain, "not_stored": not_stored, "policy": policy, "spaces": spaces, "n_envs": model.n_envs}
+    return {
+        "plain": plain,
+        "not_stored": not_stored,
+        "policy": policy,
+        "spaces": spaces,
+        "n_envs": model.n_envs,
+        "learning_rates": [float(model.lr_schedule(progress)) for progress in (1.0, 0.5, 0.0)],
+    }
 
 
 def _noise(model: RainbowDQN) -> dict[str, th.Tensor]:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
@@ -28,7 +29,8 @@ class _Remote:
     """The parent's end of a worker's pipe, with an error instead of an endless wait."""
 
     def __init__(self, connection: Any, owner: Any, number: int, timeout: float) -> None:
-        self._connection, self._owner, self._number = connection, owner, number
+        # Not a cycle: an environment that is dropped ends its workers at once
+        self._connection, self._owner, self._number = connection, weakref.proxy(owner), number
         self.timeout = timeout
         self._error: WorkerError | None = None
 
@@ -43,12 +45,13 @@ class _Remote:
     def recv(self) -> Any:
         # The other end may live on in forked workers, so a death alone does not close the pipe
         ends = [self._connection, self._process.sentinel]
-        if ready := wait(ends, None if math.isinf(self.timeout) else self.timeout):
-            try:
-                if self._connection in ready:
-                    return self._connection.recv()
-            except (EOFError, OSError) as error:
-                raise self._died() from error
+        try:
+            ready = wait(ends, None if math.isinf(self.timeout) else self.timeout)
+            if self._connection in ready:
+                return self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+        if ready:
             raise self._died()
         self._error = WorkerError(
             f"worker {self._number} (process {self._process.pid}) did not answer for {self.timeout:g} s; "

@@ -148,9 +148,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     @property
     def size_gib(self) -> float:
-        """Memory of the full buffer in GiB, estimated for long episodes; more closely after the first ``add``."""
-        others = self.buffer_size * self.n_envs * _bytes_per_leaf(self.action_space)
-        return (self._observations.estimate_memory() + others) / 2**30
+        """Memory of the full buffer in GiB, estimated for long episodes."""
+        n_leaves = self.buffer_size * self.n_envs
+        return self.estimate_memory(n_leaves, self.observation_space, self.action_space, self.n_envs) / 2**30
 
     @property
     def max_priority(self) -> float:

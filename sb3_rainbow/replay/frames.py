@@ -342,7 +342,7 @@ def count_rows(n_slots: int, n_envs: int, n_stack: int, episode_length: float) -
 def find_stack(obs: np.ndarray, next_obs: np.ndarray) -> tuple[int, int]:
     """
     Find the axis and the depth of a stack of frames, for which ``next_obs`` is ``obs`` moved up by one frame. Where nothing
-    moves, several are: frames of three channels, colours, are preferred, and then the deepest stack.
+    moves, several are: the deepest is taken, but of more channels than ``MAX_STACK`` frames of three, as these are colours.
 
     :param obs: ``[n, *shape]`` observations, ``shape`` with three or more axes
     :param next_obs: ``[n, *shape]`` what followed them
@@ -353,7 +353,7 @@ def find_stack(obs: np.ndarray, next_obs: np.ndarray) -> tuple[int, int]:
     axes = (0, -1) if obs.ndim > 4 else (-1,) if last < first else (0,)
     for axis in axes:
         older, newer = (np.moveaxis(x, 1 if axis == 0 else -1, 0) for x in (obs, next_obs))
-        for n_stack in sorted(range(2, MAX_STACK + 1), key=lambda n: (3 * n != len(newer), -n)):
+        for n_stack in sorted(range(2, MAX_STACK + 1), key=lambda n: (len(newer) <= MAX_STACK or 3 * n != len(newer), -n)):
             frame, rest = divmod(len(older), n_stack)
             if rest == 0 and frame <= MAX_CHANNELS and np.array_equal(older[frame:], newer[:-frame]):
                 return axis, n_stack

@@ -70,20 +70,18 @@ class ObservationStore:
         self, stacks: Stacks | None = None, n_stack: int | None = None, episode_length: float = math.inf
     ) -> int:
         """
-        :param stacks: axis and depth of every image entry; None for those of the stores, if they have been made
-        :param n_stack: depth of the image entries, if they are not known otherwise; None for what the channels suggest
+        :param stacks: axis and depth of image entries, as far as they are known
+        :param n_stack: depth of the others; None for what the channels suggest
         :param episode_length: mean length of an episode, in steps
         :return: bytes of a full store
         """
         total = 0
-        depths = {key: store.n_stack for key, store in self._stores.items() if isinstance(store, FrameStore)}
-        depths |= {key: depth for key, (_, depth) in (stacks or {}).items()}
         for key, (shape, dtype) in self._entries.items():
             nbytes = math.prod(shape) * dtype.itemsize
             if len(shape) < 3:
                 total += 2 * self._n_slots * self._n_envs * nbytes
                 continue
-            depth = depths.get(key) or n_stack or likely_depth(shape)
+            depth = (stacks or {}).get(key, (0, 0))[1] or n_stack or likely_depth(shape)
             total += count_rows(self._n_slots, self._n_envs, depth, episode_length) * nbytes // depth
             total += self._n_slots * (self._n_envs * (depth + 1) * 4 + 4)
         return total
@@ -118,7 +116,9 @@ class ObservationStore:
         """
         on = ~done
         stacks = {k: find_stack(obs[k][on], next_obs[k][on]) for k, (shape, _) in self._entries.items() if len(shape) >= 3}
-        needed = self.estimate_memory(stacks) + others
+        # Where nothing moves, a stack is a guess, and may save less
+        known = {key: stack for key, stack in stacks.items() if not np.array_equal(obs[key][on], next_obs[key][on])}
+        needed = self.estimate_memory(known) + others
         cuda = self._device.type == "cuda"
         available = th.cuda.mem_get_info(self._device)[0] if cuda else psutil.virtual_memory().available
         if needed > available:
