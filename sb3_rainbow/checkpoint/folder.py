@@ -141,6 +141,7 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
 
     :param folder: where checkpoints are kept
     :return: its path; None if there is none
+    :raises ValueError: if another version of sb3-rainbow has written the newest in another format
     """
     for path in reversed(checkpoints(Path(folder))):
         try:

@@ -75,13 +75,14 @@ class ObservationStore:
         :param episode_length: mean length of an episode, in steps
         :return: bytes of a full store
         """
+        stacks = stacks or {}
         total = 0
         for key, (shape, dtype) in self._entries.items():
             nbytes = math.prod(shape) * dtype.itemsize
             if len(shape) < 3:
                 total += 2 * self._n_slots * self._n_envs * nbytes
                 continue
-            depth = (stacks or {}).get(key, (0, 0))[1] or n_stack or likely_depth(shape)
+            depth = stacks[key][1] if key in stacks else n_stack or likely_depth(shape)
             total += count_rows(self._n_slots, self._n_envs, depth, episode_length) * nbytes // depth
             total += self._n_slots * (self._n_envs * (depth + 1) * 4 + 4)
         return total

@@ -63,7 +63,7 @@ def _jobs(suite: dict[str, Any]) -> int:
 
 
 def _engine(args: argparse.Namespace, num_cpus: float, num_gpus: float) -> Engine:
-    """Ray where it brings something: a cluster, or shares of GPUs. On one machine its own processes cost some percent."""
+    """Ray where it brings something: a cluster, or shares of GPUs. On one machine its daemons only cost some percent."""
     if args.engine == "processes":
         return Processes()
     is_there = importlib.util.find_spec("ray") is not None
