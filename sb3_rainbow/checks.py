@@ -12,6 +12,8 @@ from sb3_rainbow.type_aliases import Samples
 
 #: What ``RainbowDQN`` passes on to its policy
 PARTS_OF_POLICY = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
+#: Attributes of a model that its replay buffer shares
+MADE_FOR = ("observation_space", "action_space", "n_envs")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -36,7 +38,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_number(name, arguments[name], 0, 1)
     check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
     check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
-    for name in ("double_q", "dueling", "prioritized", "compile"):
+    for name in ("double_q", "dueling", "prioritized", "compile", "cuda_graph"):
         check_choice(name, arguments[name], (True, False))
     check_choice("noisy", arguments["noisy"], NOISY)
     check_choice("amp", arguments["amp"], (None, "bf16"))
@@ -53,6 +55,41 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"policy_kwargs={arguments['policy_kwargs']}: must not have {name!r}, an argument of RainbowDQN")
     if arguments["sigma0"] is not None:
         check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
+
+
+def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:
+    """
+    :param replay_buffer: of a model with ``cuda_graph=True`` on a GPU
+    :param optimizer: its optimiser
+    :raises ValueError: if updates would have to wait for the CPU
+    """
+    where = getattr(replay_buffer, "storage_device", th.device("cpu"))
+    if where.type != "cuda":
+        raise ValueError(
+            f"cuda_graph=True with a {type(replay_buffer).__name__} on {where}: must be a PrioritizedNStepReplayBuffer "
+            "on the GPU (storage_device='cuda')"
+        )
+    if not optimizer.defaults.get("fused"):
+        raise ValueError(f"cuda_graph=True with {type(optimizer).__name__}: must be made with fused=True, as Adam can")
+
+
+def check_loaded(loaded: Any, current: Any, expected: dict[str, Any]) -> None:
+    """
+    :param loaded: replay buffer that was loaded
+    :param current: that of the model, or None
+    :param expected: attributes that the loaded one must have
+    :raises ValueError: if it is of another class, or made for something else; it names both values
+    """
+    if current is not None:
+        if type(loaded) is not type(current):
+            raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
+        # Ours has all three, SB3's NStepReplayBuffer two
+        expected = expected | {
+            name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)
+        }
+    for name, value in expected.items():
+        if getattr(loaded, name) != value:
+            raise ValueError(f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model")
 
 
 def name_non_finite(replay_data: Samples, td_errors: th.Tensor) -> str:

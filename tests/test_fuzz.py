@@ -40,6 +40,7 @@ ARGUMENTS = {
     "v_max": ([10.0, 1, 1e4], [-2e4, math.inf]),
     "storage_device": (["cpu", "auto"], []),
     "amp": ([None, "bf16"], ["fp16", True]),
+    "cuda_graph": ([False, True], ["yes", None]),
     "compile": ([False], ["yes", None]),  # True takes its time: test_speed_options.py
     "policy_kwargs": ([None, {"net_arch": []}, {"net_arch": [8, 8]}], []),
 }

@@ -25,8 +25,9 @@ ARROWS = {
     "losses": set(),
     "heads": {"losses"},
     "checks": {"noisy"},
+    "cuda_graph": set(),
     "policies": {"noisy", "heads"},
-    "rainbow": {"policies", "losses", "checks", "replay.arrays", "replay.buffer"},
+    "rainbow": {"policies", "losses", "checks", "cuda_graph", "replay.arrays", "replay.buffer"},
     "tuning": set(),
     "cluster": set(),
     "presets": set(),
@@ -65,6 +66,7 @@ NO_SB3 = {
     "noisy",
     "losses",
     "heads",
+    "cuda_graph",
     "tuning",
 }
 

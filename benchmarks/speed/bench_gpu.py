@@ -27,6 +27,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sb3-rainbow, bf16": {"amp": "bf16"},
     "sb3-rainbow, compiled": {"compile": True},
     "sb3-rainbow, bf16, compiled": {"amp": "bf16", "compile": True},
+    "sb3-rainbow, graph": {"cuda_graph": True},
+    "sb3-rainbow, bf16, graph": {"amp": "bf16", "cuda_graph": True},
+    "sb3-rainbow, six parts, bf16, graph": {"amp": "bf16", "cuda_graph": True, "n_atoms": 51},
 }
 
 

@@ -65,7 +65,7 @@ PROGRESS = (
 #: Arguments of the constructor that belong to the process, or are found in the environment
 _NOT_SETTINGS = ("policy", "env", "device", "verbose", "tensorboard_log", "_init_setup_model")
 #: Arguments that may change from one process to the next: what they decided is in the state, or they change no result
-_FREE = ("seed", "storage_device", "compile", "stats_window_size")
+_FREE = ("seed", "storage_device", "compile", "cuda_graph", "stats_window_size")
 #: What must be the same in whatever model takes a checkpoint's state
 _MUST_MATCH = (
     "observation_space",

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import psutil
 import torch as th
 
 #: A NumPy array on the CPU, a torch tensor on CUDA
@@ -40,6 +41,14 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> Arra
     """
     zeros = np.zeros(shape if on_numpy(device) else 0, dtype)
     return zeros if on_numpy(device) else th.zeros(shape, dtype=th.from_numpy(zeros).dtype, device=device)
+
+
+def available_memory(device: th.device) -> int:
+    """
+    :param device: any
+    :return: bytes that can still be allocated there
+    """
+    return int(th.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
 def to_array(values: Any, device: th.device) -> Array:
@@ -96,17 +105,18 @@ class Uniform:
 
     def __init__(self, device: th.device, seed: int) -> None:
         self._device = device
+        #: NumPy's on the CPU, torch's on CUDA
+        self.generator: Any = None if on_numpy(device) else th.Generator(device=device)
         self.seed(seed)
 
     def seed(self, seed: int) -> None:
         """
         :param seed: restarts the generator; not negative
         """
-        self._generator: Any
         if on_numpy(self._device):
-            self._generator = np.random.default_rng(seed)
+            self.generator = np.random.default_rng(seed)
         else:
-            self._generator = th.Generator(device=self._device).manual_seed(seed)
+            self.generator.manual_seed(seed)
 
     def draw(self, n: int) -> Array:
         """
@@ -114,20 +124,20 @@ class Uniform:
         :return: ``[n]`` float64, in [0, 1)
         """
         if on_numpy(self._device):
-            return self._generator.random(n)
-        return th.rand(n, dtype=th.float64, device=self._device, generator=self._generator)
+            return self.generator.random(n)
+        return th.rand(n, dtype=th.float64, device=self._device, generator=self.generator)
 
     def state(self) -> Any:
         """:return: state of the generator"""
         if on_numpy(self._device):
-            return self._generator.bit_generator.state
-        return self._generator.get_state().numpy()
+            return self.generator.bit_generator.state
+        return self.generator.get_state().numpy()
 
     def load_state(self, state: Any) -> None:
         """
         :param state: what ``state()`` returned, on a device of the same type
         """
         if on_numpy(self._device):
-            self._generator.bit_generator.state = state
+            self.generator.bit_generator.state = state
         else:
-            self._generator.set_state(th.as_tensor(state))
+            self.generator.set_state(th.as_tensor(state))

@@ -1,6 +1,8 @@
 """The replay buffer: SB3's interface over observations, n-step returns and priorities."""
 
 import math
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -8,12 +10,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
-from sb3_rainbow.replay.arrays import Array, allocate, keep_freed_memory, take, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.arrays import Array, allocate, available_memory, keep_freed_memory, take, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.n_step import n_step_returns
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
@@ -21,6 +22,7 @@ from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
 
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 _LEAF_ARRAYS = ("_actions", "_rewards", "_goes_on", "_terminated")
+_ROOMS = (*_LEAF_ARRAYS, "_observations", "_priorities")
 
 
 class PrioritizedNStepReplayBuffer(ReplayBuffer):
@@ -77,19 +79,16 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         check_seed(seed)
         if optimize_memory_usage:
             raise ValueError("optimize_memory_usage=True: must be False, frames are always stored once")
-        # Not ReplayBuffer's own constructor: it would allocate everything
         keep_freed_memory()
+        # Not ReplayBuffer's own constructor: it would allocate everything
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
-        self.optimize_memory_usage = False
-        self.handle_timeout_termination = handle_timeout_termination
-        self.n_steps = n_steps
-        self.gamma = gamma
-        self.alpha = alpha
-        self.weight_norm = weight_norm
+        self.optimize_memory_usage, self.handle_timeout_termination = False, handle_timeout_termination
+        self.n_steps, self.gamma, self.alpha, self.weight_norm = n_steps, gamma, alpha, weight_norm
         self._action_dtype = _action_dtype(action_space)
-        if storage_device == "auto":
-            storage_device = self._choose_storage_device()
+        if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
+            fits = self.device.type == "cpu" or self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
+            storage_device = self.device if fits else "cpu"
         self._allocate(get_device(storage_device), seed)
 
     def _allocate(self, device: th.device, seed: int | None) -> None:
@@ -143,8 +142,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     @property
     def nbytes(self) -> int:
         """Bytes in use."""
-        tensors = (self._actions, self._rewards, self._goes_on, self._terminated)
-        return sum(room.nbytes for room in (*tensors, self._observations, self._priorities))
+        return sum(getattr(self, name).nbytes for name in _ROOMS)
 
     @property
     def size_gib(self) -> float:
@@ -153,15 +151,23 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         return self.estimate_memory(n_leaves, self.observation_space, self.action_space, self.n_envs) / 2**30
 
     @property
+    def arrays(self) -> list[Array]:
+        """All that samples are made from. They are allocated anew when observations need more room, and by ``reset``."""
+        return [getattr(self, name) for name in _LEAF_ARRAYS] + self._observations.arrays + self._priorities.arrays
+
+    @property
+    def generator(self) -> Any:
+        """Draws the samples: NumPy's on the CPU, torch's on CUDA."""
+        return self._priorities.generator
+
+    @property
     def max_priority(self) -> float:
         """Largest raw priority seen so far: that of new transitions."""
         return self._priorities.max_priority
 
     def seed(self, seed: int) -> None:
         """
-        Restart the generator that draws the samples.
-
-        :param seed: not negative
+        :param seed: restarts the generator that draws the samples; not negative
         """
         self._priorities.seed(seed)
 
@@ -208,10 +214,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         self._goes_on[leaves] = 0
         self._running = ~done
         self._priorities.append(leaves.start, leaves.stop)
-        self.pos += 1
-        if self.pos == self.buffer_size:
-            self.full = True
-            self.pos = 0
+        self.pos = (self.pos + 1) % self.buffer_size
+        self.full = self.full or self.pos == 0
 
     def add_block(
         self,
@@ -243,14 +247,14 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         start = self.pos
         for i in range(length):
             infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts[i]]
-            self.add(_at(obs, i), _at(next_obs, i), actions[i], rewards[i], dones[i], infos)
+            self.add(_each(itemgetter(i), obs), _each(itemgetter(i), next_obs), actions[i], rewards[i], dones[i], infos)
         if priorities is not None:
             slots = (start + np.arange(length)) % self.buffer_size
             leaves = slots[:, None] * self.n_envs + np.arange(self.n_envs)
             self.update_priorities(leaves, priorities)
 
     def sample(  # type: ignore[override]
-        self, batch_size: int, env: VecNormalize | None = None, beta: float = 1.0
+        self, batch_size: int, env: VecNormalize | None = None, beta: float | th.Tensor = 1.0, check: bool = True
     ) -> PrioritizedReplayBufferSamples:
         """
         Draw transitions by priority, with replacement.
@@ -258,18 +262,29 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param batch_size: number of transitions
         :param env: normalises observations and single rewards
         :param beta: exponent of the importance weights, in [0, 1]; 1 corrects the sampling fully
+        :param check: False, after ``prepare``, reads nothing back from the device
         :return: the batch, on ``device``
         :raises ValueError: if nothing was added yet, or something that is not finite
         """
-        if not (batch_size >= 1 and 0 <= beta <= 1):
-            check_integer("batch_size", batch_size, 1)
-            check_number("beta", beta, 0, 1)
+        if check:
+            if not (batch_size >= 1 and 0 <= beta <= 1):
+                check_integer("batch_size", batch_size, 1)
+                check_number("beta", beta, 0, 1)
+            self.prepare()
+        leaf_indices = self._priorities.draw(batch_size)
+        return self._get_samples(leaf_indices, env, self._priorities.weights(leaf_indices, beta))
+
+    def prepare(self) -> None:
+        """
+        What a sample needs of the host.
+
+        :raises ValueError: if nothing was added yet, or something that is not finite
+        """
         if self.size() == 0:
             raise ValueError("the replay buffer is empty: nothing to sample")
         if self._non_finite:
             raise ValueError(self._non_finite)
-        leaf_indices = self._priorities.sample(batch_size)
-        return self._get_samples(leaf_indices, env, self._priorities.weights(leaf_indices, beta))
+        self._priorities.prepare()
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: Array, env: VecNormalize | None = None, weights: Array | None = None
@@ -297,9 +312,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if weights is None:
             weights = returns * 0 + 1
         samples = PrioritizedReplayBufferSamples(
-            _to_tensors(observations),
+            _each(to_tensor, observations),
             to_tensor(take(self._actions, leaf_indices)),
-            _to_tensors(next_observations),
+            _each(to_tensor, next_observations),
             to_tensor(dones[:, None]),
             to_tensor(returns[:, None]),
             to_tensor(discounts[:, None]),
@@ -308,13 +323,17 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         )
         return samples if self.device == self.storage_device else samples.to(self.device)
 
-    def update_priorities(self, leaf_indices: th.Tensor | np.ndarray, priorities: th.Tensor | np.ndarray) -> None:
+    def update_priorities(
+        self, leaf_indices: th.Tensor | np.ndarray, priorities: th.Tensor | np.ndarray, check: bool = True
+    ) -> None:
         """
         Set the priorities of sampled transitions. Where a leaf appears twice, the last one wins.
 
         :param leaf_indices: ``[batch]`` int64, as sampled
         :param priorities: ``[batch]`` or ``[batch, 1]``: raw priorities, usually ``|td error|`` and a little more; one of 0 is
             never drawn again
+        :param check: False, for leaves as sampled and positive priorities, reads nothing back from the device; priorities that
+            are not finite change nothing then
         :raises ValueError: if one is negative or not finite, or a leaf holds no transition; nothing is changed then
         """
         leaf_indices = to_array(leaf_indices, self.storage_device).reshape(-1)
@@ -323,16 +342,14 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             raise ValueError(
                 f"{len(leaf_indices)} leaf_indices, {len(priorities)} priorities: must be as many, and one or more"
             )
-        low, high = int(leaf_indices.min()), int(leaf_indices.max())
-        if low < 0 or high >= self.size() * self.n_envs:
-            raise ValueError(f"leaf_indices={low if low < 0 else high}: no transition is stored there")
-        self._priorities.update(leaf_indices, priorities)
+        if check:
+            low, high = int(leaf_indices.min()), int(leaf_indices.max())
+            if low < 0 or high >= self.size() * self.n_envs:
+                raise ValueError(f"leaf_indices={low if low < 0 else high}: no transition is stored there")
+        self._priorities.update(leaf_indices, priorities, check)
 
     def truncate_last_trajectory(self) -> None:
-        """
-        Close the running episodes, as a truncation would. For when the environments start anew without having ended:
-        windows must not go on into their next episodes.
-        """
+        """Close the running episodes, as truncations would: the environments start anew, and no window may go on into that."""
         self._running = np.zeros(self.n_envs, dtype=bool)
 
     def reset(self) -> None:
@@ -405,8 +422,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     def __getstate__(self) -> dict[str, Any]:
         """:return: everything, arrays only as far as they are filled"""
-        made_anew = (*_LEAF_ARRAYS, "_observations", "_priorities")
-        return {name: value for name, value in self.__dict__.items() if name not in made_anew} | {"_state": self.state()}
+        return {name: value for name, value in self.__dict__.items() if name not in _ROOMS} | {"_state": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """
@@ -422,12 +438,6 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         slot %= self.buffer_size
         return slice(slot * self.n_envs, (slot + 1) * self.n_envs)
 
-    def _choose_storage_device(self) -> th.device:
-        """The training device, if everything fits there with a tenth to spare."""
-        if self.device.type == "cuda" and self.size_gib * 2**30 > 0.9 * th.cuda.mem_get_info(self.device)[0]:
-            return th.device("cpu")
-        return self.device
-
     def _note_non_finite(self, reward: np.ndarray, *observations: dict[str, np.ndarray]) -> None:
         """Remember what is not finite. An infinite observation may be meant, and is left to the loss to judge."""
         if not all(map(math.isfinite, reward.tolist())):
@@ -438,10 +448,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
                 self._non_finite = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
 
     def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
-        if not isinstance(observations, dict):
-            return to_array(env.normalize_obs(to_numpy(observations)), self.storage_device)
-        normalized: Any = env.normalize_obs({key: to_numpy(entry) for key, entry in observations.items()})
-        return {key: to_array(entry, self.storage_device) for key, entry in normalized.items()}
+        return _each(lambda entry: to_array(entry, self.storage_device), env.normalize_obs(_each(to_numpy, observations)))
 
     def _normalize_rewards(self, rewards: Array, env: VecNormalize) -> Array:
         return to_array(env.normalize_reward(to_numpy(rewards)).astype(np.float32), self.storage_device)
@@ -454,18 +461,14 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     def _copy_observations(self, which: int) -> Obs:
         leaves = to_array(np.arange(self.size() * self.n_envs), self.storage_device)
-        filled = self._observations.get(leaves, leaves)[which]
-        return {key: self._copy(entry) for key, entry in filled.items()} if isinstance(filled, dict) else self._copy(filled)
+        return _each(self._copy, self._observations.get(leaves, leaves)[which])
 
 
-def _at(observations: Obs, i: int) -> Obs:
-    return {key: entry[i] for key, entry in observations.items()} if isinstance(observations, dict) else observations[i]
-
-
-def _to_tensors(observations: ArrayObs) -> PyTorchObs:
+def _each(function: Callable[[Any], Any], observations: Any) -> Any:
+    """Apply a function to an observation, or to every entry of a dict."""
     if isinstance(observations, dict):
-        return {key: to_tensor(entry) for key, entry in observations.items()}
-    return to_tensor(observations)
+        return {key: function(entry) for key, entry in observations.items()}
+    return function(observations)
 
 
 def _action_dtype(space: spaces.Space[Any]) -> np.dtype:

@@ -35,6 +35,11 @@ class ArrayStore:
         self._next_obs = allocate((n_slots * n_envs, *shape), dtype, device)
 
     @property
+    def arrays(self) -> list[Array]:
+        """All that observations are made from."""
+        return [self._obs, self._next_obs]
+
+    @property
     def nbytes(self) -> int:
         """Bytes stored."""
         return int(2 * self._obs.nbytes)
@@ -125,6 +130,11 @@ class FrameStore:
         # The latest next_obs of all environments, frame after frame, and its rows; at first the zeros, row 0
         self._last = self._zeros * n_envs * self.n_stack
         self._last_rows = np.zeros((n_envs, self.n_stack), np.int32)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All that observations are made from."""
+        return [self._frames, self._rows]
 
     @property
     def nbytes(self) -> int:

@@ -4,12 +4,11 @@ import math
 from typing import Any
 
 import numpy as np
-import psutil
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_rainbow.replay.arrays import Array
+from sb3_rainbow.replay.arrays import Array, available_memory
 from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack, likely_depth
 
 Obs = np.ndarray | dict[str, np.ndarray]
@@ -60,6 +59,11 @@ class ObservationStore:
     def allocated(self) -> bool:
         """Whether storage has been allocated."""
         return bool(self._stores)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All that observations are made from."""
+        return [array for store in self._stores.values() for array in store.arrays]
 
     @property
     def nbytes(self) -> int:
@@ -120,8 +124,7 @@ class ObservationStore:
         # Where nothing moves, a stack is a guess, and may save less
         known = {key: stack for key, stack in stacks.items() if not np.array_equal(obs[key][on], next_obs[key][on])}
         needed = self.estimate_memory(known) + others
-        cuda = self._device.type == "cuda"
-        available = th.cuda.mem_get_info(self._device)[0] if cuda else psutil.virtual_memory().available
+        available = available_memory(self._device)
         if needed > available:
             raise MemoryError(
                 f"buffer_size={self._n_slots * self._n_envs}: the replay buffer needs {needed / 2**30:.2f} GiB "

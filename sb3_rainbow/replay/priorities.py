@@ -54,8 +54,7 @@ class PrioritySampler:
         self.block_size = max(64, 2 ** round(math.log2(math.sqrt(size) / 4)))
         self._n_blocks = -(-size // self.block_size)
         self.clear()
-        #: Largest raw priority seen so far; 1 before the first update
-        self.max_priority = 1.0
+        self._max_priority = allocate((1,), _FLOAT64, self.device) + 1
 
     def clear(self) -> None:
         """Forget all leaves."""
@@ -72,20 +71,35 @@ class PrioritySampler:
         self._fresh = (0, 0)
 
     @property
+    def arrays(self) -> list[Array]:
+        """All that draws are made from."""
+        return [self._blocks, self._sums, self._before, self._minima, self._max_priority]
+
+    @property
     def nbytes(self) -> int:
         """Bytes in use."""
-        return int(self._blocks.nbytes + self._sums.nbytes + self._before.nbytes + self._minima.nbytes)
+        return sum(int(array.nbytes) for array in self.arrays)
+
+    @property
+    def max_priority(self) -> float:
+        """Largest raw priority seen so far; 1 before the first update."""
+        return float(self._max_priority[0])
+
+    @property
+    def generator(self) -> Any:
+        """The sampler's own: NumPy's on the CPU, torch's on CUDA."""
+        return self._uniform.generator
 
     @property
     def leaves(self) -> Array:
         """``[size]`` float64: every leaf's priority, raised to ``alpha``; 0 where nothing was written."""
-        self._enter_fresh()
+        self.enter_fresh()
         return self._leaves[: self.size]
 
     @property
     def total(self) -> float:
         """Sum of all leaves."""
-        self._enter_fresh()
+        self.enter_fresh()
         return float(self._sums.sum())
 
     def seed(self, seed: int) -> None:
@@ -103,28 +117,35 @@ class PrioritySampler:
         """
         first, last = self._fresh
         if start != last:
-            self._enter_fresh()
+            self.enter_fresh()
             first = start
         self._fresh = (first, stop)
 
-    def update(self, leaf_indices: Array, priorities: Array) -> None:
+    def update(self, leaf_indices: Array, priorities: Array, check: bool = True) -> None:
         """
         Set priorities. Where a leaf appears twice, the last one wins.
 
         :param leaf_indices: ``[batch]`` int64
         :param priorities: ``[batch]`` float, raw: not raised to ``alpha``
+        :param check: False reads nothing back from the device: priorities must be positive, and those that are not finite
+            change nothing
         :raises ValueError: if one is negative or not finite; nothing is changed then
         """
         xp = namespace(self._leaves)
-        low, high = float(priorities.min()), float(priorities.max())
-        if not (low >= 0 and high < math.inf):
-            raise ValueError(f"priorities={high if low >= 0 else low}: must be finite and not negative")
-        self._enter_fresh()
-        self._has_zeros = self._has_zeros or low == 0
-        self.max_priority = max(self.max_priority, high)
-        leaves = xp.asarray(priorities, dtype=xp.float64) ** self.alpha
+        if check:
+            low, high = float(priorities.min()), float(priorities.max())
+            if not (low >= 0 and high < math.inf):
+                raise ValueError(f"priorities={high if low >= 0 else low}: must be finite and not negative")
+            self._has_zeros = self._has_zeros or low == 0
+        self.enter_fresh()
+        priorities = xp.asarray(priorities, dtype=xp.float64)
+        leaves = priorities**self.alpha
         if self._has_zeros:  # 0 ** 0 is 1, but a priority of 0 must stay 0
             leaves = leaves * (priorities > 0)
+        if not check:
+            finite = xp.isfinite(priorities)
+            leaves, priorities = xp.where(finite, leaves, self._leaves[leaf_indices]), xp.where(finite, priorities, 0.0)
+        self._max_priority[:] = xp.maximum(self._max_priority, priorities.max())
         if xp is th:
             # CUDA writes duplicates in any order: give all copies of a leaf the value of the last one
             leaf_indices, order = leaf_indices.sort(stable=True)
@@ -141,13 +162,30 @@ class PrioritySampler:
         :return: ``[batch_size]`` int64 leaf indices, ascending
         :raises ValueError: if no leaf is positive
         """
+        self.prepare()
+        return self.draw(batch_size)
+
+    def prepare(self) -> None:
+        """
+        What a draw needs of the host. ``draw`` reads nothing back from the device.
+
+        :raises ValueError: if no leaf is positive
+        """
+        self.enter_fresh()
+        if self._has_zeros and self.total <= 0:
+            raise ValueError("all priorities are 0: nothing can be drawn")
+
+    def draw(self, batch_size: int) -> Array:
+        """
+        The draws of ``sample``, after ``prepare``.
+
+        :param batch_size: number of draws
+        :return: ``[batch_size]`` int64 leaf indices, ascending
+        """
         xp = namespace(self._leaves)
-        self._enter_fresh()
         through = self._before[1:]
         xp.cumsum(self._sums, 0, out=through)
         total = through[-1]
-        if self._has_zeros and total <= 0:
-            raise ValueError("all priorities are 0: nothing can be drawn")
         draws = self._uniform.draw(batch_size)
         draws *= -1 / batch_size
         draws += _strata(batch_size, xp, through.device)
@@ -159,7 +197,7 @@ class PrioritySampler:
         draws = xp.minimum(draws - take(self._before, blocks), within[:, -1])
         return (within < draws[:, None]).view(xp.uint8).argmin(1) + blocks * self.block_size
 
-    def weights(self, leaf_indices: Array, beta: float) -> Array:
+    def weights(self, leaf_indices: Array, beta: float | th.Tensor) -> Array:
         r"""
         Importance-sampling weights :math:`w_i = (N P(i))^{-\beta} / \max_j w_j` (PER section 3.4). ``N`` and the total
         cancel against the largest weight, which belongs to the smallest positive leaf.
@@ -191,18 +229,18 @@ class PrioritySampler:
         """
         self._fresh = (0, 0)
         self._leaves[: self.size] = to_array(state["leaves"], self.device)
-        self.max_priority, self._has_zeros = state["max_priority"], state["has_zeros"]
+        self._max_priority[:], self._has_zeros = state["max_priority"], state["has_zeros"]
         device_type, generator = state["generator"]
         if device_type == self.device.type:
             self._uniform.load_state(generator)
         self._refresh(slice(None))
 
-    def _enter_fresh(self) -> None:
-        """Write the appended leaves and the sums above them."""
+    def enter_fresh(self) -> None:
+        """Write the appended leaves and the sums above them, as the next draw or update would."""
         start, stop = self._fresh
         if start < stop:
             self._fresh = (stop, stop)
-            self._leaves[start:stop] = self.max_priority**self.alpha
+            self._leaves[start:stop] = self._max_priority**self.alpha
             self._refresh(slice(start // self.block_size, (stop - 1) // self.block_size + 1))
 
     def _refresh(self, blocks: Array | slice) -> None:

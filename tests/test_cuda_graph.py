@@ -1,0 +1,264 @@
+"""Updates on a GPU: nothing is read back from it, they are those of the CPU, and they are captured when they should be."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.vec_env import VecNormalize
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
+from sb3_rainbow.checks import check_cuda_graph
+from sb3_rainbow.cuda_graph import WARM_UP, CudaGraph
+from sb3_rainbow.replay import arrays
+
+VARIANTS = [
+    {},
+    {"n_atoms": 51},
+    {"n_atoms": 20, "v_min": None, "v_max": None},
+    {"amp": "bf16"},
+    {"noisy": "independent", "double_q": False, "dueling": False},
+    {"prioritized": False},
+    {"replay_buffer_kwargs": {"weight_norm": "memory"}},
+    {"policy": "CnnPolicy"},
+]
+
+
+@pytest.fixture(autouse=True)
+def torch_replay(monkeypatch):
+    """The replay in torch's tensors, as on a GPU."""
+    monkeypatch.setattr(arrays, "on_numpy", lambda device: False)
+
+
+def filled(policy: str = "MlpPolicy", **arguments) -> RainbowDQN:
+    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
+    env.observation_space.seed(0)
+    # A rate that float32 has, as a GPU gets it so
+    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 2**-10}
+    model = RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
+    model.replay_buffer.prepare()
+    return model
+
+
+def on_device(model: RainbowDQN, batch_size: int = 32):
+    model.replay_buffer.prepare()
+    return model._update_on_device(batch_size, th.full((), model.beta), th.full((), model.lr_schedule(1)))
+
+
+class NoValuesFromTheHost(TorchDispatchMode):
+    """Refuses to make tensors from Python's numbers: on a GPU they would be copied there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert "lift_fresh" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_an_update_on_the_device_waits_for_nothing(variant):
+    model = filled(**variant)
+    on_device(model)  # tables that stay are made
+    # Tensors without values: whatever would look at one raises
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_device(model)
+        with pytest.raises(DataDependentOutputException):
+            model._update(32)
+    with NoValuesFromTheHost():
+        on_device(model)
+        with pytest.raises(AssertionError):
+            th.tensor(1.0)
+
+
+def state_of(model: RainbowDQN) -> list[th.Tensor]:
+    optimizer = [x for state in model.policy.optimizer.state.values() for x in state.values()]
+    leaves, largest = model.replay_buffer._priorities.leaves, th.tensor(model.replay_buffer.max_priority)
+    return [x.detach().clone() for x in (*model.policy.state_dict().values(), *optimizer, leaves, largest)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
+def test_it_is_the_update_of_the_cpu(variant, max_grad_norm):
+    results = []
+    for update in (on_device, lambda model: model._update(32)):
+        model = filled(max_grad_norm=max_grad_norm, **variant)
+        th.manual_seed(3)
+        results.append([update(model)[2] for _ in range(3)] + state_of(model))
+    for device, host in zip(*results, strict=True):
+        assert th.equal(device, host)
+
+
+@pytest.mark.parametrize("bad", [{"rewards": np.inf}, {"parameter": np.nan}], ids=str)
+@pytest.mark.parametrize("n_atoms", [1, 51])
+def test_numbers_that_are_not_finite_change_nothing_and_are_named(bad, n_atoms):
+    model = filled(n_atoms=n_atoms)
+    model._graph = SimpleNamespace(run=lambda function, key, generator, **numbers: function(**tensors(numbers)))
+    model.train(1, 32)  # the optimiser has a state
+    if "rewards" in bad:
+        model.replay_buffer._rewards[:] = np.inf
+    else:
+        with th.no_grad():
+            next(model.q_net.parameters()).fill_(np.nan)
+    before = state_of(model)
+    with pytest.raises(ValueError, match="contain (inf|nan): training stopped"):
+        model.train(1, 32)
+    for now, then in zip(state_of(model), before, strict=True):
+        th.testing.assert_close(now, then, rtol=0, atol=0, equal_nan=True)
+
+
+def tensors(numbers: dict[str, float]) -> dict[str, th.Tensor]:
+    return {name: th.tensor(number) for name, number in numbers.items()}
+
+
+def test_train_gives_the_graph_what_changes_and_asks_for_a_new_one_when_tensors_move():
+    model = filled("CnnPolicy", learning_rate=lambda progress: progress * 2**-10)
+    keys, seen = [], []
+
+    def run(function, key, generator, **numbers):
+        keys.append((key, generator))
+        seen.append(numbers)
+        return function(**tensors(numbers))
+
+    model._graph = SimpleNamespace(run=run)
+    model._current_progress_remaining = 0.5
+    model.train(2, 32)
+    assert seen == [{"beta": pytest.approx(0.7), "learning_rate": 2**-11}] * 2
+    assert keys[0] == keys[1]
+    assert model.policy.optimizer.param_groups[0]["lr"] == 2**-11, "the rate is still a number"
+    model.train(1, 16)
+    assert keys[2] != keys[0]
+    frames = model.replay_buffer._observations._stores[""]
+    frames._reserve(2 * len(frames._frames))
+    model.train(1, 16)
+    assert keys[3] != keys[2]
+    model.replay_buffer.load_state(model.replay_buffer.state())
+    model.train(1, 16)
+    assert keys[4] != keys[3]
+
+
+def test_with_normalisation_on_the_cpu_the_graph_is_left_alone():
+    env = VecNormalize(make_vec_env("CartPole-v1"))
+    model = RainbowDQN("MlpPolicy", env, learning_starts=20, buffer_size=100)
+    model._graph = SimpleNamespace(run=lambda *_, **__: pytest.fail("captured"))
+    model.learn(30)
+    assert model._n_updates > 0
+
+
+class FakeCuda:
+    """Stands in for ``torch.cuda``: a captured function runs once for the capture, and ``replay`` counts."""
+
+    def __init__(self, monkeypatch):
+        self.log: list[str] = []
+        fake = self
+
+        class Graph:
+            def register_generator_state(self, generator):
+                fake.log.append(f"generator {generator}")
+
+            def replay(self):
+                fake.log.append("replay")
+
+        class Stream:
+            def __init__(self, device=None):
+                pass
+
+            def wait_stream(self, other):
+                fake.log.append("wait")
+
+        @contextmanager
+        def capture(graph, stream):
+            fake.log.append("capture")
+            yield
+
+        @contextmanager
+        def in_stream(stream):
+            yield
+
+        for name, value in {"CUDAGraph": Graph, "Stream": Stream, "graph": capture, "stream": in_stream}.items():
+            monkeypatch.setattr(th.cuda, name, value)
+        monkeypatch.setattr(th.cuda, "current_stream", Stream)
+
+
+def test_a_function_is_captured_after_it_was_warmed_up_and_anew_for_another_key(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    graph = CudaGraph(th.device("cpu"))
+    calls: list[float] = []
+
+    def function(x):
+        calls.append(float(x))
+        cuda.log.append("call")
+        return x  # the input itself, to see what replays would see
+
+    warm_up = ["wait", "call", "wait"] * WARM_UP
+    first = ["generator g", "capture", "call", "replay"]
+    results = [graph.run(function, ("a",), "g", x=float(i)) for i in range(WARM_UP + 2)]
+    assert cuda.log == [*warm_up, *first, "replay"]
+    assert calls == list(range(WARM_UP + 1))
+    assert float(results[-1]) == WARM_UP + 1, "the last number did not reach the captured kernels"
+    for key, generator in ((("b",), "g"), (("b",), "h")):
+        cuda.log.clear()
+        for _ in range(WARM_UP + 1):
+            graph.run(function, key, generator, x=0.0)
+        assert cuda.log == [*warm_up, f"generator {generator}", *first[1:]]
+    cuda.log.clear()
+    graph.forget("an optimiser")
+    graph.run(function, ("b",), "h", x=0.0)
+    assert cuda.log == ["wait", "call", "wait"]
+
+
+def test_a_failed_capture_is_not_replayed(monkeypatch):
+    cuda = FakeCuda(monkeypatch)
+    graph = CudaGraph(th.device("cpu"))
+
+    def function(x):
+        if cuda.log[-1] == "capture":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return x
+
+    for _ in range(WARM_UP):
+        graph.run(function, (), "g", x=0.0)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not permitted"):
+            graph.run(function, (), "g", x=0.0)
+    assert "replay" not in cuda.log
+
+
+def test_on_the_cpu_it_has_no_effect_and_is_saved(tmp_path):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", cuda_graph=True, learning_starts=20, buffer_size=100).learn(30)
+    assert model._graph is None
+    model.save(tmp_path / "model")
+    assert RainbowDQN.load(tmp_path / "model").cuda_graph
+
+
+def test_what_cannot_be_captured_is_refused():
+    model = filled()
+    with pytest.raises(ValueError, match=r"PrioritizedNStepReplayBuffer on cpu: must be .*storage_device='cuda'"):
+        check_cuda_graph(model.replay_buffer, model.policy.optimizer)
+    with pytest.raises(ValueError, match="a ReplayBuffer on cpu"):
+        plain = RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=1, prioritized=False, buffer_size=10)
+        check_cuda_graph(plain.replay_buffer, plain.policy.optimizer)
+    model.replay_buffer.storage_device = th.device("cuda")
+    check_cuda_graph(model.replay_buffer, model.policy.optimizer)
+    with pytest.raises(ValueError, match="RMSprop: must be made with fused=True"):
+        check_cuda_graph(model.replay_buffer, th.optim.RMSprop(model.policy.parameters()))
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_on_a_gpu_the_captured_updates_are_the_others(variant, monkeypatch):
+    monkeypatch.undo()
+    results = []
+    for cuda_graph in (False, True):
+        model = filled(device="cuda", storage_device="cuda", cuda_graph=cuda_graph, **variant)
+        assert isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer)
+        th.manual_seed(3)
+        for _ in range(WARM_UP + 5):
+            model.train(2, 32)
+        if cuda_graph:
+            assert model._graph._graph is not None
+        results.append(state_of(model))
+    for plain, captured in zip(*results, strict=True):
+        th.testing.assert_close(plain, captured, rtol=1e-2, atol=1e-3)
