@@ -63,14 +63,16 @@ def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:
     :param optimizer: its optimiser
     :raises ValueError: if updates would have to wait for the CPU
     """
-    where = getattr(replay_buffer, "storage_device", th.device("cpu"))
-    if where.type != "cuda":
+    device = optimizer.param_groups[0]["params"][0].device
+    arrays = getattr(replay_buffer, "arrays", [None])
+    where = arrays[0].device if isinstance(arrays[0], th.Tensor) else "cpu"
+    if where != device:
         raise ValueError(
             f"cuda_graph=True with a {type(replay_buffer).__name__} on {where}: must be a PrioritizedNStepReplayBuffer "
-            "on the GPU (storage_device='cuda')"
+            f"on {device} (storage_device='{device}')"
         )
-    if not optimizer.defaults.get("fused"):
-        raise ValueError(f"cuda_graph=True with {type(optimizer).__name__}: must be made with fused=True, as Adam can")
+    if not (optimizer.defaults.get("fused") and "capturable" in optimizer.defaults):
+        raise ValueError(f"cuda_graph=True with {type(optimizer).__name__}: must be Adam or AdamW, made with fused=True")
 
 
 def check_loaded(loaded: Any, current: Any, expected: dict[str, Any]) -> None:

@@ -26,8 +26,8 @@ class CudaGraph:
         self._inputs: dict[str, th.Tensor] = {}
         self.forget()
 
-    def forget(self, *_: Any) -> None:
-        """Capture anew: tensors that the kernels use are elsewhere now. Takes, and ignores, what hooks are given."""
+    def forget(self) -> None:
+        """Capture anew."""
         self._key: tuple[Any, ...] | None = None
         self._graph: th.cuda.CUDAGraph | None = None
         self._n_calls = 0
@@ -35,33 +35,60 @@ class CudaGraph:
 
     def run(self, function: Callable[..., Result], key: tuple[Any, ...], generator: th.Generator, **numbers: float) -> Result:
         """
-        :param function: takes ``numbers`` as float32 scalars on the GPU
+        :param function: takes ``numbers`` as float64 scalars on the GPU
         :param key: what the kernels depend on, the places of tensors among it: if it changes, they are captured anew
         :param generator: from which the function draws, beside torch's global one
         :param numbers: what may differ from call to call
         :return: what the function returns. Its tensors hold these values until the next call
+        :raises RuntimeError: if the function cannot be captured
         """
-        if self._key is None or (*key, generator) != self._key:
+        if (*key, generator) != self._key:
             self.forget()
             self._key = *key, generator
-        for name, number in numbers.items():
-            self._inputs.setdefault(name, th.empty((), device=self._device)).fill_(number)
-        if self._graph is None and self._n_calls < WARM_UP:
-            self._n_calls += 1
-            current = th.cuda.current_stream(self._device)
-            self._stream.wait_stream(current)
+        with th.cuda.device(self._device):
+            for name, number in numbers.items():
+                if name not in self._inputs:
+                    self._inputs[name] = th.empty((), dtype=th.float64, device=self._device)
+                self._inputs[name].fill_(number)
+            if self._graph is None and self._n_calls < WARM_UP:
+                return self._warm_up(function)
+            if self._graph is None:
+                self._capture(function, generator)
+            assert self._graph is not None
+            self._graph.replay()
+        return self._result
+
+    def _warm_up(self, function: Callable[..., Result]) -> Result:
+        self._n_calls += 1
+        current = th.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        try:
             with th.cuda.stream(self._stream):
-                result = function(**self._inputs)
+                return function(**self._inputs)
+        finally:
             current.wait_stream(self._stream)
-            return result
-        if self._graph is None:
-            graph = th.cuda.CUDAGraph()
-            graph.register_generator_state(generator)
+
+    def _capture(self, function: Callable[..., Any], generator: th.Generator) -> None:
+        graph = th.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        try:
             with th.cuda.graph(graph, stream=self._stream):  # nothing runs yet
                 self._result = function(**self._inputs)
-            self._graph = graph
-        self._graph.replay()
-        return self._result
+        except RuntimeError as error:
+            raise RuntimeError("cuda_graph=True: the update could not be captured; train with cuda_graph=False") from error
+        self._graph = graph
+
+
+def places(optimizer: th.optim.Optimizer, arrays: list[th.Tensor]) -> tuple[Any, ...]:
+    """
+    :param optimizer: of the parameters that a captured function changes
+    :param arrays: other tensors that it uses
+    :return: where all of them lie, and the optimiser's settings but the learning rate
+    """
+    tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, th.Tensor)]
+    settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    return optimizer, settings, [(tensor.data_ptr(), tensor.shape) for tensor in (*tensors, *arrays)]
 
 
 def step_on_device(optimizer: th.optim.Optimizer, learning_rate: th.Tensor, skip: th.Tensor) -> None:
@@ -69,14 +96,14 @@ def step_on_device(optimizer: th.optim.Optimizer, learning_rate: th.Tensor, skip
     One step of a fused optimiser, with nothing read back from its device.
 
     :param optimizer: made with ``fused=True``
-    :param learning_rate: scalar float32
+    :param learning_rate: scalar; it is rounded to float32, as torch's kernel wants it
     :param skip: scalar bool: leave the parameters and the optimiser as they are
     """
     given = [{name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups]
     optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # as torch's own GradScaler tells it
     try:
         for group in optimizer.param_groups:
-            group |= {"lr": learning_rate, "capturable": True}
+            group |= {"lr": learning_rate.float(), "capturable": True}
         optimizer.step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]

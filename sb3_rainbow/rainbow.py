@@ -17,7 +17,7 @@ from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
 from sb3_rainbow.checks import MADE_FOR, PARTS_OF_POLICY, check_arguments, check_cuda_graph, check_loaded, name_non_finite
-from sb3_rainbow.cuda_graph import CudaGraph, step_on_device
+from sb3_rainbow.cuda_graph import CudaGraph, places, step_on_device
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.replay.arrays import keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
@@ -187,19 +187,14 @@ class RainbowDQN(DQN):
         self.n_steps = n_steps
         self.double_q = double_q
         self.dueling = dueling
-        self.noisy = noisy
-        self.sigma0 = sigma0
-        self.prioritized = prioritized
-        self.alpha = alpha
-        self.beta0 = beta0
-        self.n_atoms = n_atoms
-        self.v_min = v_min
-        self.v_max = v_max
+        self.noisy, self.sigma0 = noisy, sigma0
+        self.prioritized, self.alpha, self.beta0 = prioritized, alpha, beta0
+        self.n_atoms, self.v_min, self.v_max = n_atoms, v_min, v_max
         self.storage_device = storage_device
         self.amp = amp
         self.compile = compile
         self.cuda_graph = cuda_graph
-        self._graph: Any = None
+        self._graph: CudaGraph | None = None
         if _init_setup_model:
             self._setup_model()
 
@@ -229,11 +224,6 @@ class RainbowDQN(DQN):
                 q_net.compile()
         self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = given
         self.sigma0 = self.policy.sigma0
-        if self.cuda_graph and self.device.type == "cuda":
-            check_cuda_graph(self.replay_buffer, self.policy.optimizer)
-            self._graph = CudaGraph(self.device)
-            # Its state is other tensors then
-            self.policy.optimizer.register_load_state_dict_post_hook(self._graph.forget)
 
     def _parts_of_policy(self) -> dict[str, Any]:
         parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS_OF_POLICY} | self.policy_kwargs
@@ -280,7 +270,7 @@ class RainbowDQN(DQN):
             self._logger = configure_logger()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        update = self._update_by_graph if self._graph and self._vec_normalize_env is None else self._update
+        update = self._update_by_graph if self._uses_graph() else self._update
         means = []
         for _ in range(gradient_steps):
             replay_data, td_errors, results = update(batch_size)
@@ -292,7 +282,7 @@ class RainbowDQN(DQN):
 
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, mean in zip(("loss", "weight_mean"), np.mean(means, axis=0), strict=True):
+        for name, mean in zip(("loss", "weight_mean"), np.reshape(means, (-1, 2)).mean(axis=0), strict=True):
             self.logger.record(f"train/{name}", mean)
 
     def _update(self, batch_size: int) -> Update:
@@ -318,10 +308,19 @@ class RainbowDQN(DQN):
         self._update_priorities(replay_data, td_errors / results[2], check=False)  # over 0, they change nothing
         return replay_data, td_errors, results
 
+    def _uses_graph(self) -> bool:
+        uses = self.cuda_graph and self.device.type == "cuda" and self._vec_normalize_env is None
+        if uses:
+            check_cuda_graph(self.replay_buffer, self.policy.optimizer)
+        return uses
+
     def _update_by_graph(self, batch_size: int) -> Update:
         buffer: Any = self.replay_buffer
         buffer.prepare()
-        key = batch_size, *(array.data_ptr() for array in buffer.arrays)
+        self._graph = self._graph or CudaGraph(self.device)
+        # What is no argument is part of the kernels, and they are captured anew if it changes
+        own = batch_size, self.max_grad_norm, self.double_q, self.amp, self.prioritized
+        key = *own, buffer.n_steps, buffer.gamma, buffer.alpha, places(self.policy.optimizer, buffer.arrays)
         rate = self.policy.optimizer.param_groups[0]["lr"]
         update = partial(self._update_on_device, batch_size)
         return self._graph.run(update, key, buffer.generator, beta=self.beta, learning_rate=rate)
@@ -335,7 +334,7 @@ class RainbowDQN(DQN):
         loss.backward()
         grad_norm = th.nn.utils.get_total_norm([p.grad for p in self.policy.parameters() if p.grad is not None])
         # Distributions hide an infinite reward: it counts as the end of their support
-        finite = (loss + grad_norm).isfinite() & replay_data.rewards.isfinite().all()
+        finite = loss.isfinite() & grad_norm.isfinite() & replay_data.rewards.isfinite().all()
         return td_errors.detach(), grad_norm, th.stack((loss.detach(), weights.mean(), finite.float()))
 
     def _update_priorities(self, replay_data: Any, td_errors: th.Tensor, **check: bool) -> None:
@@ -439,6 +438,7 @@ class RainbowDQN(DQN):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._uses_graph()  # what is wrong with that is to be said at once
         if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
             # The environments are about to be reset: no window may go on from before into after
             self.replay_buffer.truncate_last_trajectory()

@@ -1,6 +1,7 @@
 """Updates on a GPU: nothing is read back from it, they are those of the CPU, and they are captured when they should be."""
 
 from contextlib import contextmanager
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
+from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checks import check_cuda_graph
 from sb3_rainbow.cuda_graph import WARM_UP, CudaGraph
 from sb3_rainbow.replay import arrays
@@ -38,16 +39,33 @@ def torch_replay(monkeypatch):
 def filled(policy: str = "MlpPolicy", **arguments) -> RainbowDQN:
     env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
     env.observation_space.seed(0)
-    # A rate that float32 has, as a GPU gets it so
-    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 2**-10}
+    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": rate}
     model = RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
-    model.replay_buffer.prepare()
+    model._current_progress_remaining = 0.5
     return model
 
 
-def on_device(model: RainbowDQN, batch_size: int = 32):
-    model.replay_buffer.prepare()
-    return model._update_on_device(batch_size, th.full((), model.beta), th.full((), model.lr_schedule(1)))
+def rate(progress: float) -> float:
+    return progress * 2**-10  # what float32 can tell, as a GPU gets it so
+
+
+class CpuGraph:
+    """Runs the function each time, and remembers what it was given."""
+
+    def __init__(self):
+        self.keys, self.numbers = [], []
+
+    def run(self, function, key, generator, **numbers):
+        self.keys.append((*key, generator))
+        self.numbers.append(numbers)
+        return function(**{name: th.full((), number, dtype=th.float64) for name, number in numbers.items()})
+
+
+def with_graph(model: RainbowDQN) -> RainbowDQN:
+    """As on a GPU, but for the capture."""
+    model._graph = CpuGraph()
+    model._uses_graph = lambda: True
+    return model
 
 
 class NoValuesFromTheHost(TorchDispatchMode):
@@ -60,15 +78,17 @@ class NoValuesFromTheHost(TorchDispatchMode):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 def test_an_update_on_the_device_waits_for_nothing(variant):
-    model = filled(**variant)
-    on_device(model)  # tables that stay are made
+    model = with_graph(filled(**variant))
+    model.train(1, 32)  # tables that stay are made
+    model.replay_buffer.prepare()
+    beta, learning_rate = th.full((2,), 0.5, dtype=th.float64)
     # Tensors without values: whatever would look at one raises
     with FakeTensorMode(allow_non_fake_inputs=True):
-        on_device(model)
+        model._update_on_device(32, beta, learning_rate)
         with pytest.raises(DataDependentOutputException):
             model._update(32)
     with NoValuesFromTheHost():
-        on_device(model)
+        model._update_on_device(32, beta, learning_rate)
         with pytest.raises(AssertionError):
             th.tensor(1.0)
 
@@ -83,10 +103,15 @@ def state_of(model: RainbowDQN) -> list[th.Tensor]:
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
 def test_it_is_the_update_of_the_cpu(variant, max_grad_norm):
     results = []
-    for update in (on_device, lambda model: model._update(32)):
-        model = filled(max_grad_norm=max_grad_norm, **variant)
+    for model in (filled(max_grad_norm=max_grad_norm, **variant), with_graph(filled(max_grad_norm=max_grad_norm, **variant))):
         th.manual_seed(3)
-        results.append([update(model)[2] for _ in range(3)] + state_of(model))
+        losses = []
+        for progress in (0.75, 0.5, 0.25):
+            model._current_progress_remaining = progress
+            model.train(2, 32)
+            losses.append(th.tensor(model.logger.name_to_value["train/loss"]))
+        results.append(losses + state_of(model))
+    assert len(model._graph.keys) == 6
     for device, host in zip(*results, strict=True):
         assert th.equal(device, host)
 
@@ -94,8 +119,7 @@ def test_it_is_the_update_of_the_cpu(variant, max_grad_norm):
 @pytest.mark.parametrize("bad", [{"rewards": np.inf}, {"parameter": np.nan}], ids=str)
 @pytest.mark.parametrize("n_atoms", [1, 51])
 def test_numbers_that_are_not_finite_change_nothing_and_are_named(bad, n_atoms):
-    model = filled(n_atoms=n_atoms)
-    model._graph = SimpleNamespace(run=lambda function, key, generator, **numbers: function(**tensors(numbers)))
+    model = with_graph(filled(n_atoms=n_atoms))
     model.train(1, 32)  # the optimiser has a state
     if "rewards" in bad:
         model.replay_buffer._rewards[:] = np.inf
@@ -109,42 +133,48 @@ def test_numbers_that_are_not_finite_change_nothing_and_are_named(bad, n_atoms):
         th.testing.assert_close(now, then, rtol=0, atol=0, equal_nan=True)
 
 
-def tensors(numbers: dict[str, float]) -> dict[str, th.Tensor]:
-    return {name: th.tensor(number) for name, number in numbers.items()}
-
-
-def test_train_gives_the_graph_what_changes_and_asks_for_a_new_one_when_tensors_move():
-    model = filled("CnnPolicy", learning_rate=lambda progress: progress * 2**-10)
-    keys, seen = [], []
-
-    def run(function, key, generator, **numbers):
-        keys.append((key, generator))
-        seen.append(numbers)
-        return function(**tensors(numbers))
-
-    model._graph = SimpleNamespace(run=run)
-    model._current_progress_remaining = 0.5
+def test_the_graph_is_told_what_changes_and_captured_anew_when_tensors_or_settings_do():
+    model = with_graph(filled("CnnPolicy"))
     model.train(2, 32)
-    assert seen == [{"beta": pytest.approx(0.7), "learning_rate": 2**-11}] * 2
-    assert keys[0] == keys[1]
+    assert model._graph.numbers == [{"beta": pytest.approx(0.7), "learning_rate": 2**-11}] * 2
     assert model.policy.optimizer.param_groups[0]["lr"] == 2**-11, "the rate is still a number"
+    model.train(2, 32)  # by now the optimiser has its state
+    assert model._graph.keys[1] == model._graph.keys[2] == model._graph.keys[3]
+    buffer, optimizer = model.replay_buffer, model.policy.optimizer
+    frames = buffer._observations._stores[""]
+    held = []  # memory that may not be given again
+
+    def change(action):
+        held.append([*buffer.arrays, *optimizer.state.values()])
+        action()
+        model.train(1, 16)
+        assert model._graph.keys[-1] != model._graph.keys[-2]
+
+    change(lambda: None)  # another size of the batch
+    change(lambda: frames._reserve(2 * len(frames._frames)))
+    change(lambda: buffer.load_state(buffer.state()))
+    change(lambda: optimizer.load_state_dict(deepcopy(optimizer.state_dict())))
+    change(lambda: optimizer.state.clear())
+    change(lambda: optimizer.param_groups[0].update(betas=(0.5, 0.9)))
+    change(lambda: setattr(buffer, "n_steps", 5))
+    change(lambda: setattr(model, "max_grad_norm", 1.0))
     model.train(1, 16)
-    assert keys[2] != keys[0]
-    frames = model.replay_buffer._observations._stores[""]
-    frames._reserve(2 * len(frames._frames))
-    model.train(1, 16)
-    assert keys[3] != keys[2]
-    model.replay_buffer.load_state(model.replay_buffer.state())
-    model.train(1, 16)
-    assert keys[4] != keys[3]
+    assert model._graph.keys[-1] == model._graph.keys[-2]
 
 
-def test_with_normalisation_on_the_cpu_the_graph_is_left_alone():
-    env = VecNormalize(make_vec_env("CartPole-v1"))
-    model = RainbowDQN("MlpPolicy", env, learning_starts=20, buffer_size=100)
-    model._graph = SimpleNamespace(run=lambda *_, **__: pytest.fail("captured"))
-    model.learn(30)
-    assert model._n_updates > 0
+def test_with_normalisation_and_on_the_cpu_there_is_no_graph():
+    for env in (VecNormalize(make_vec_env("CartPole-v1")), "CartPole-v1"):
+        model = RainbowDQN("MlpPolicy", env, learning_starts=20, buffer_size=100, cuda_graph=True)
+        model.device = th.device("cuda" if isinstance(env, VecNormalize) else "cpu")
+        assert not model._uses_graph()
+
+
+def test_no_update_is_no_update():
+    model = filled()
+    before = state_of(model)
+    with pytest.warns(RuntimeWarning):  # NumPy's, of the mean of nothing
+        model.train(0, 32)
+    assert all(th.equal(now, then) for now, then in zip(state_of(model), before, strict=True))
 
 
 class FakeCuda:
@@ -177,7 +207,8 @@ class FakeCuda:
         def in_stream(stream):
             yield
 
-        for name, value in {"CUDAGraph": Graph, "Stream": Stream, "graph": capture, "stream": in_stream}.items():
+        fakes = {"CUDAGraph": Graph, "Stream": Stream, "graph": capture, "stream": in_stream, "device": in_stream}
+        for name, value in fakes.items():
             monkeypatch.setattr(th.cuda, name, value)
         monkeypatch.setattr(th.cuda, "current_stream", Stream)
 
@@ -204,7 +235,7 @@ def test_a_function_is_captured_after_it_was_warmed_up_and_anew_for_another_key(
             graph.run(function, key, generator, x=0.0)
         assert cuda.log == [*warm_up, f"generator {generator}", *first[1:]]
     cuda.log.clear()
-    graph.forget("an optimiser")
+    graph.forget()
     graph.run(function, ("b",), "h", x=0.0)
     assert cuda.log == ["wait", "call", "wait"]
 
@@ -215,13 +246,13 @@ def test_a_failed_capture_is_not_replayed(monkeypatch):
 
     def function(x):
         if cuda.log[-1] == "capture":
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted")
         return x
 
     for _ in range(WARM_UP):
         graph.run(function, (), "g", x=0.0)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="not permitted"):
+        with pytest.raises(RuntimeError, match="train with cuda_graph=False"):
             graph.run(function, (), "g", x=0.0)
     assert "replay" not in cuda.log
 
@@ -235,15 +266,19 @@ def test_on_the_cpu_it_has_no_effect_and_is_saved(tmp_path):
 
 def test_what_cannot_be_captured_is_refused():
     model = filled()
-    with pytest.raises(ValueError, match=r"PrioritizedNStepReplayBuffer on cpu: must be .*storage_device='cuda'"):
-        check_cuda_graph(model.replay_buffer, model.policy.optimizer)
-    with pytest.raises(ValueError, match="a ReplayBuffer on cpu"):
-        plain = RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=1, prioritized=False, buffer_size=10)
-        check_cuda_graph(plain.replay_buffer, plain.policy.optimizer)
-    model.replay_buffer.storage_device = th.device("cuda")
-    check_cuda_graph(model.replay_buffer, model.policy.optimizer)
-    with pytest.raises(ValueError, match="RMSprop: must be made with fused=True"):
-        check_cuda_graph(model.replay_buffer, th.optim.RMSprop(model.policy.parameters()))
+    optimizer = model.policy.optimizer
+    check_cuda_graph(model.replay_buffer, optimizer)  # as both are on the same device
+    plain = RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=1, prioritized=False, buffer_size=10)
+    on_numpy = SimpleNamespace(arrays=[np.zeros(3)])
+    elsewhere = SimpleNamespace(arrays=[th.zeros(3, device="meta")])
+    optimizer.param_groups[0]["params"][0] = th.zeros(3, device="meta")
+    check_cuda_graph(elsewhere, optimizer)
+    for buffer in (plain.replay_buffer, on_numpy):
+        with pytest.raises(ValueError, match=r"on cpu: must be a PrioritizedNStepReplayBuffer on meta .storage_device"):
+            check_cuda_graph(buffer, optimizer)
+    for optimizer_class, settings in ((th.optim.RMSprop, {}), (th.optim.Adam, {}), (th.optim.SGD, {"fused": True})):
+        with pytest.raises(ValueError, match=f"{optimizer_class.__name__}: must be Adam or AdamW, made with fused=True"):
+            check_cuda_graph(model.replay_buffer, optimizer_class([th.zeros(3)], 0.1, **settings))
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
@@ -253,12 +288,19 @@ def test_on_a_gpu_the_captured_updates_are_the_others(variant, monkeypatch):
     results = []
     for cuda_graph in (False, True):
         model = filled(device="cuda", storage_device="cuda", cuda_graph=cuda_graph, **variant)
-        assert isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer)
+        optimizer = model.policy.optimizer
         th.manual_seed(3)
-        for _ in range(WARM_UP + 5):
-            model.train(2, 32)
-        if cuda_graph:
-            assert model._graph._graph is not None
+        for round_ in range(4):
+            if round_ == 1:
+                optimizer.load_state_dict(deepcopy(optimizer.state_dict()))
+            elif round_ == 2:
+                model.replay_buffer.load_state(model.replay_buffer.state())
+            elif round_ == 3:
+                model.replay_buffer.n_steps = 2
+            model._current_progress_remaining = 0.8 - 0.2 * round_
+            model.train(WARM_UP + 5, 32)
+            if cuda_graph:
+                assert model._graph._graph is not None
         results.append(state_of(model))
     for plain, captured in zip(*results, strict=True):
         th.testing.assert_close(plain, captured, rtol=1e-2, atol=1e-3)

@@ -197,7 +197,7 @@ def test_vecnormalize_trains_and_its_rewards_are_stored_raw():
     env = VecNormalize(make_vec_env("CartPole-v1", 2), clip_reward=0.1)
     model = RainbowDQN("MlpPolicy", env, learning_starts=50, seed=0).learn(200)
     assert set(np.unique(model.replay_buffer.rewards[:50])) == {1.0}
-    assert model._sample(8).rewards.max() <= 0.3
+    assert model.replay_buffer.sample(8, env).rewards.max() <= 0.3
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

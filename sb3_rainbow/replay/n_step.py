@@ -1,7 +1,7 @@
 """n-step returns, made when sampling from stored 1-step rewards (Sutton 1988; Hessel et al. 2017, "Multi-step learning")."""
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class NStepReturns(NamedTuple):
     dones: Array
 
 
-@lru_cache(maxsize=16)
+@cache  # for ever: a CUDA graph may go on reading it
 def _tables(n_steps: int, gamma: float, n_envs: int, xp: ModuleType, device: Any) -> tuple[Array, ...]:
     """For the j-th step of a window: 1 unless it is the last, distance of its leaf, ``gamma ** j``, ``gamma ** (j + 1)``."""
     steps = xp.arange(n_steps, device=device)

@@ -1,7 +1,7 @@
 """Priority sums, and the sampler over them (Schaul et al. 2016, "Prioritized Experience Replay", PER below)."""
 
 import math
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ from sb3_rainbow.replay.arrays import Array, Uniform, allocate, namespace, take,
 _FLOAT64 = np.dtype(np.float64)
 
 
-@lru_cache(maxsize=16)
+@cache  # for ever: a CUDA graph may go on reading it
 def _strata(n: int, xp: ModuleType, device: Any) -> Array:
     """Upper ends of ``n`` equal parts of (0, 1]. The last falls a little short, lest a draw be rounded beyond the total."""
     return xp.arange(1, n + 1, dtype=xp.float64, device=device) / n * (1 - 1e-15)
