@@ -122,7 +122,7 @@ def test_numbers_that_are_not_finite_change_nothing_and_are_named(bad, n_atoms):
     model = with_graph(filled(n_atoms=n_atoms))
     model.train(1, 32)  # the optimiser has a state
     if "rewards" in bad:
-        model.replay_buffer._rewards[:] = np.inf
+        model.replay_buffer._transitions.rewards[:] = np.inf
     else:
         with th.no_grad():
             next(model.q_net.parameters()).fill_(np.nan)

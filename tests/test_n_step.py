@@ -120,11 +120,10 @@ def test_samples_equal_those_of_sb3_for_the_same_indices(backend, n_envs, n_step
 def test_reading_changes_no_byte(backend):
     buffer = PrioritizedNStepReplayBuffer(60, OBS, ACTIONS, "cpu", n_envs=3, n_steps=4, gamma=GAMMA, seed=0)
     fill(buffer, random_history(np.random.default_rng(5), 3, 33))
-    arrays = ("_actions", "_rewards", "_goes_on", "_terminated")
-    before = [to_numpy(getattr(buffer, name)).copy() for name in arrays], buffer.observations, buffer.next_observations
+    before = [to_numpy(array).copy() for array in buffer._transitions.arrays], buffer.observations, buffer.next_observations
     for _ in range(10):
         buffer.sample(32)
-    after = [to_numpy(getattr(buffer, name)) for name in arrays], buffer.observations, buffer.next_observations
+    after = [to_numpy(array) for array in buffer._transitions.arrays], buffer.observations, buffer.next_observations
     for old, new in zip([*before[0], *before[1:]], [*after[0], *after[1:]], strict=True):
         assert old.tobytes() == new.tobytes()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-FORMAT = 2
+FORMAT = 3
 _PREFIX, _TEMPORARY = "step_", ".writing_"
 #: Held from a look at the newest checkpoint until the next one is there
 WRITER = threading.Lock()

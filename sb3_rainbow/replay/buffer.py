@@ -14,15 +14,14 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
-from sb3_rainbow.replay.arrays import Array, allocate, available_memory, keep_freed_memory, take, to_array, to_numpy, to_tensor
-from sb3_rainbow.replay.n_step import n_step_returns
+from sb3_rainbow.replay.arrays import Array, available_memory, keep_freed_memory, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
+from sb3_rainbow.replay.transitions import TransitionStore
 from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
 
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
-_LEAF_ARRAYS = ("_actions", "_rewards", "_goes_on", "_terminated")
-_ROOMS = (*_LEAF_ARRAYS, "_observations", "_priorities")
+_ROOMS = ("_transitions", "_observations", "_priorities")
 
 
 class PrioritizedNStepReplayBuffer(ReplayBuffer):
@@ -94,16 +93,10 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     def _allocate(self, device: th.device, seed: int | None) -> None:
         """Make the rooms. Untouched memory costs nothing on the CPU; the observations wait for the first ``add``."""
         self.storage_device = device
-        n_leaves = self.buffer_size * self.n_envs
-        self._actions = allocate((n_leaves, self.action_dim), self._action_dtype, device)
-        self._rewards = allocate((n_leaves,), _FLOAT32, device)
-        # 1 where the episode goes on in the next slot: not where it ended, nor for the newest transitions
-        self._goes_on = allocate((n_leaves,), np.dtype(np.uint8), device)
-        self._terminated = allocate((n_leaves,), _FLOAT32, device)
-        # Which of the newest transitions did not end their episode
-        self._running = np.zeros(self.n_envs, dtype=bool)
-        self._observations = ObservationStore(self.observation_space, self.buffer_size, self.n_envs, device)
-        self._priorities = PrioritySampler(n_leaves, self.alpha, self.weight_norm, device, seed)
+        shape = self.buffer_size, self.n_envs
+        self._transitions = TransitionStore(*shape, self.action_dim, self._action_dtype, device)
+        self._observations = ObservationStore(self.observation_space, *shape, device)
+        self._priorities = PrioritySampler(math.prod(shape), self.alpha, self.weight_norm, device, seed)
         # What was added that is not finite, for the next sample to raise
         self._non_finite = ""
 
@@ -153,7 +146,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     @property
     def arrays(self) -> list[Array]:
         """All that samples are made from. They are allocated anew when observations need more room, and by ``reset``."""
-        return [getattr(self, name) for name in _LEAF_ARRAYS] + self._observations.arrays + self._priorities.arrays
+        return [array for name in _ROOMS for array in getattr(self, name).arrays]
 
     @property
     def generator(self) -> Any:
@@ -205,14 +198,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         terminated = done
         if self.handle_timeout_termination and done.any():
             terminated = done & ~np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
-        leaves = self._leaves_of(self.pos)
         self._observations.add(self.pos, entries, next_entries)
-        self._actions[leaves] = to_array(action, self.storage_device)
-        self._rewards[leaves] = to_array(reward, self.storage_device)
-        self._terminated[leaves] = to_array(terminated, self.storage_device)
-        self._goes_on[self._leaves_of(self.pos - 1)] = to_array(self._running, self.storage_device)
-        self._goes_on[leaves] = 0
-        self._running = ~done
+        leaves = self._transitions.add(self.pos, action, reward, terminated, done)
         self._priorities.append(leaves.start, leaves.stop)
         self.pos = (self.pos + 1) % self.buffer_size
         self.full = self.full or self.pos == 0
@@ -296,16 +283,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :return: the batch, on ``device``
         """
         leaf_indices = to_array(batch_inds, self.storage_device)
-        returns, discounts, last_leaves, dones = n_step_returns(
-            self._rewards,
-            self._goes_on,
-            self._terminated,
-            leaf_indices,
-            self.n_envs,
-            self.n_steps,
-            self.gamma,
-            normalize_reward=None if env is None else lambda rewards: self._normalize_rewards(rewards, env),
-        )
+        normalize = None if env is None else lambda rewards: self._normalize_rewards(rewards, env)
+        actions, windows = self._transitions.get(leaf_indices, self.n_steps, self.gamma, normalize)
+        returns, discounts, last_leaves, dones = windows
         observations, next_observations = self._observations.get(leaf_indices, last_leaves)
         if env is not None:
             observations, next_observations = self._normalize(observations, env), self._normalize(next_observations, env)
@@ -313,7 +293,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             weights = returns * 0 + 1
         samples = PrioritizedReplayBufferSamples(
             _each(to_tensor, observations),
-            to_tensor(take(self._actions, leaf_indices)),
+            to_tensor(actions),
             _each(to_tensor, next_observations),
             to_tensor(dones[:, None]),
             to_tensor(returns[:, None]),
@@ -350,7 +330,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     def truncate_last_trajectory(self) -> None:
         """Close the running episodes, as truncations would: the environments start anew, and no window may go on into that."""
-        self._running = np.zeros(self.n_envs, dtype=bool)
+        self._transitions.close()
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -374,34 +354,33 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     @property
     def actions(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs, action_dim]``: a copy."""
-        return self._copy(self._actions)
+        return self._copy(self._transitions.actions)
 
     @property
     def rewards(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs]`` float32: a copy of the single rewards."""
-        return self._copy(self._rewards)
+        return self._copy(self._transitions.rewards)
 
     @property
     def dones(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode ended."""
-        ended = self._copy(self._goes_on) == 0
-        ended[self.pos - 1] = ~self._running
+        ended = self._copy(self._transitions.goes_on) == 0
+        ended[self.pos - 1] = ~self._transitions.running
         ended[self.size() :] = False
         return ended.astype(np.float32)
 
     @property
     def timeouts(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode was truncated."""
-        return self.dones - self._copy(self._terminated)
+        return self.dones - self._copy(self._transitions.terminated)
 
     def state(self) -> dict[str, Any]:
         """:return: what the buffer holds, as plain data and NumPy arrays, which may be the buffer's own memory"""
         n_leaves = self.size() * self.n_envs
         return {
             "position": (self.pos, self.full),
-            "running": self._running,
             "non_finite": self._non_finite,
-            "leaves": {name: to_numpy(getattr(self, name)[:n_leaves]) for name in _LEAF_ARRAYS},
+            "transitions": self._transitions.state(n_leaves),
             "observations": self._observations.state(n_leaves),
             "priorities": self._priorities.state(),
         }
@@ -414,9 +393,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         self._allocate(self.storage_device, seed=0)
         self.pos, self.full = state["position"]
-        self._running, self._non_finite = state["running"].copy(), state["non_finite"]
-        for name, array in state["leaves"].items():
-            getattr(self, name)[: len(array)] = to_array(array, self.storage_device)
+        self._non_finite = state["non_finite"]
+        self._transitions.load_state(state["transitions"])
         self._observations.load_state(state["observations"])
         self._priorities.load_state(state["priorities"])
 
@@ -433,10 +411,6 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if self.storage_device.type == "cuda" and not th.cuda.is_available():
             self.storage_device = th.device("cpu")
         self.load_state(held)
-
-    def _leaves_of(self, slot: int) -> slice:
-        slot %= self.buffer_size
-        return slice(slot * self.n_envs, (slot + 1) * self.n_envs)
 
     def _note_non_finite(self, reward: np.ndarray, *observations: dict[str, np.ndarray]) -> None:
         """Remember what is not finite. An infinite observation may be meant, and is left to the loss to judge."""
@@ -476,5 +450,5 @@ def _action_dtype(space: spaces.Space[Any]) -> np.dtype:
 
 
 def _bytes_per_leaf(action_space: spaces.Space[Any]) -> int:
-    """Action, reward, whether it goes on, whether it was terminated, priority: all but the observations."""
-    return get_action_dim(action_space) * _action_dtype(action_space).itemsize + 4 + 1 + 4 + 8
+    """All but the observations; a priority has 8 bytes."""
+    return TransitionStore.bytes_per_leaf(get_action_dim(action_space), _action_dtype(action_space)) + 8
