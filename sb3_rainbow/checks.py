@@ -12,8 +12,6 @@ from sb3_rainbow.type_aliases import Samples
 
 #: What ``RainbowDQN`` passes on to its policy
 PARTS_OF_POLICY = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
-#: Attributes of a model that its replay buffer shares
-MADE_FOR = ("observation_space", "action_space", "n_envs")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -75,20 +73,19 @@ def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:
         raise ValueError(f"cuda_graph=True with {type(optimizer).__name__}: must be Adam or AdamW, made with fused=True")
 
 
-def check_loaded(loaded: Any, current: Any, expected: dict[str, Any]) -> None:
+def check_loaded(loaded: Any, current: Any, model: Any) -> None:
     """
     :param loaded: replay buffer that was loaded
     :param current: that of the model, or None
-    :param expected: attributes that the loaded one must have
+    :param model: the model that it is to serve
     :raises ValueError: if it is of another class, or made for something else; it names both values
     """
+    expected = {name: getattr(model, name) for name in ("observation_space", "action_space", "n_envs")}
     if current is not None:
         if type(loaded) is not type(current):
             raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
         # Ours has all three, SB3's NStepReplayBuffer two
-        expected = expected | {
-            name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)
-        }
+        expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}
     for name, value in expected.items():
         if getattr(loaded, name) != value:
             raise ValueError(f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model")

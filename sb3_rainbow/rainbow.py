@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
-from sb3_rainbow.checks import MADE_FOR, PARTS_OF_POLICY, check_arguments, check_cuda_graph, check_loaded, name_non_finite
+from sb3_rainbow.checks import PARTS_OF_POLICY, check_arguments, check_cuda_graph, check_loaded, name_non_finite
 from sb3_rainbow.cuda_graph import CudaGraph, places, step_on_device
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.replay.arrays import keep_freed_memory
@@ -469,7 +469,7 @@ class RainbowDQN(DQN):
         try:
             super().load_replay_buffer(path, truncate_last_traj)
             loaded = self.replay_buffer
-            check_loaded(loaded, current, {name: getattr(self, name) for name in MADE_FOR})
+            check_loaded(loaded, current, self)
         except AssertionError as error:
             self.replay_buffer = current
             raise ValueError(f"path={path!r}: {error}") from error

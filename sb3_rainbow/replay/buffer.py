@@ -258,7 +258,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
                 check_integer("batch_size", batch_size, 1)
                 check_number("beta", beta, 0, 1)
             self.prepare()
-        leaf_indices = self._priorities.draw(batch_size)
+        leaf_indices = self._priorities.sample(batch_size, check=False)
         return self._get_samples(leaf_indices, env, self._priorities.weights(leaf_indices, beta))
 
     def prepare(self) -> None:

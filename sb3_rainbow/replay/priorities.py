@@ -93,13 +93,13 @@ class PrioritySampler:
     @property
     def leaves(self) -> Array:
         """``[size]`` float64: every leaf's priority, raised to ``alpha``; 0 where nothing was written."""
-        self.enter_fresh()
+        self._enter_fresh()
         return self._leaves[: self.size]
 
     @property
     def total(self) -> float:
         """Sum of all leaves."""
-        self.enter_fresh()
+        self._enter_fresh()
         return float(self._sums.sum())
 
     def seed(self, seed: int) -> None:
@@ -117,7 +117,7 @@ class PrioritySampler:
         """
         first, last = self._fresh
         if start != last:
-            self.enter_fresh()
+            self._enter_fresh()
             first = start
         self._fresh = (first, stop)
 
@@ -137,7 +137,7 @@ class PrioritySampler:
             if not (low >= 0 and high < math.inf):
                 raise ValueError(f"priorities={high if low >= 0 else low}: must be finite and not negative")
             self._has_zeros = self._has_zeros or low == 0
-        self.enter_fresh()
+        self._enter_fresh()
         priorities = xp.asarray(priorities, dtype=xp.float64)
         leaves = priorities**self.alpha
         if self._has_zeros:  # 0 ** 0 is 1, but a priority of 0 must stay 0
@@ -153,35 +153,18 @@ class PrioritySampler:
         self._leaves[leaf_indices] = leaves
         self._refresh(leaf_indices // self.block_size)
 
-    def sample(self, batch_size: int) -> Array:
+    def sample(self, batch_size: int, check: bool = True) -> Array:
         """
         Draw leaves with replacement, stratified as in PER appendix B.2.1: the total is cut into ``batch_size`` equal ranges
         and one leaf is drawn from each.
 
         :param batch_size: number of draws
+        :param check: False, after ``prepare``, reads nothing back from the device
         :return: ``[batch_size]`` int64 leaf indices, ascending
         :raises ValueError: if no leaf is positive
         """
-        self.prepare()
-        return self.draw(batch_size)
-
-    def prepare(self) -> None:
-        """
-        What a draw needs of the host. ``draw`` reads nothing back from the device.
-
-        :raises ValueError: if no leaf is positive
-        """
-        self.enter_fresh()
-        if self._has_zeros and self.total <= 0:
-            raise ValueError("all priorities are 0: nothing can be drawn")
-
-    def draw(self, batch_size: int) -> Array:
-        """
-        The draws of ``sample``, after ``prepare``.
-
-        :param batch_size: number of draws
-        :return: ``[batch_size]`` int64 leaf indices, ascending
-        """
+        if check:
+            self.prepare()
         xp = namespace(self._leaves)
         through = self._before[1:]
         xp.cumsum(self._sums, 0, out=through)
@@ -196,6 +179,16 @@ class PrioritySampler:
         # A block's sum is rounded in another order: hold the draw back at the end of the block
         draws = xp.minimum(draws - take(self._before, blocks), within[:, -1])
         return (within < draws[:, None]).view(xp.uint8).argmin(1) + blocks * self.block_size
+
+    def prepare(self) -> None:
+        """
+        What a sample needs of the host.
+
+        :raises ValueError: if no leaf is positive
+        """
+        self._enter_fresh()
+        if self._has_zeros and self.total <= 0:
+            raise ValueError("all priorities are 0: nothing can be drawn")
 
     def weights(self, leaf_indices: Array, beta: float | th.Tensor) -> Array:
         r"""
@@ -235,7 +228,7 @@ class PrioritySampler:
             self._uniform.load_state(generator)
         self._refresh(slice(None))
 
-    def enter_fresh(self) -> None:
+    def _enter_fresh(self) -> None:
         """Write the appended leaves and the sums above them, as the next draw or update would."""
         start, stop = self._fresh
         if start < stop:
