@@ -193,10 +193,12 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
         means = interquartile_means({label: np.array(of_label)[:, None] for label, of_label in values.items()})
         for label, (middle, low, high) in means.items():
             each = ", ".join(f"{score:.1f}" for score in values[label])
-            lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), each])
+            late = ", ".join(f"{curves[run.name][-POINTS // 10 :].mean():.1f}" for run in of_env[label])
+            lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), each, late])
             if milestone < math.inf:
                 lines[-1].append("; ".join(steps_to(milestone, curves[run.name], run.steps) for run in of_env[label]))
     header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"]
+    header.append("return in the last tenth of training")
     if milestone < math.inf:
         header.append(f"steps until the return while training is {milestone:g}")
     parts = [table(header, lines)]
