@@ -144,7 +144,8 @@ def draw_curves(
     place: dict[str, Any] = {"loc": "outside lower center", "ncols": 4}
     if len(envs) < rows * columns:  # in the last place, which is empty
         place = {"loc": "center", "bbox_to_anchor": axes.flat[-1].get_position()}
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), **place)
+    lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}  # a game may lack some
+    figure.legend([lines[label] for label in labels], labels, **place)
     save(figure, path)
 
 
