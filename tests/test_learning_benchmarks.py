@@ -6,6 +6,7 @@ evaluation whose film is of the game that it names.
 import csv
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -104,12 +105,18 @@ def test_runs_that_have_not_ended_are_left_out(results):
     assert "<!-- rainbow -->" in (results / "tiny/curves.svg").read_text(), "the first game lacks it, the legend does not"
 
 
-def test_the_film_is_of_the_median_game(tmp_path):
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    logs = tmp_path_factory.mktemp("logs")
     zoo = [sys.executable, "-m", "sb3_rainbow.zoo", "train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", "60"]
-    subprocess.run([*zoo, "-f", tmp_path, "--eval-freq", "-1", "-params", "buffer_size:100"], check=True, capture_output=True)
-    run = tmp_path / "rainbow/CartPole-v1_1"
+    options = ["-f", logs, "--eval-freq", "-1", "--seed", "0", "-params", "buffer_size:100"]
+    subprocess.run([*zoo, *options], check=True, capture_output=True)
+    return logs / "rainbow/CartPole-v1_1"
+
+
+def test_the_film_is_of_the_median_game(tmp_path, untrained):
     options = ["--games", "5", "--epsilon", "0.5", "--csv", tmp_path / "scores.csv", "--gif", tmp_path / "film.gif"]
-    command = [sys.executable, ROOT / "benchmarks/learning/evaluate.py", run, *options]
+    command = [sys.executable, ROOT / "benchmarks/learning/evaluate.py", untrained, *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     scores = np.loadtxt(tmp_path / "scores.csv", skiprows=1).tolist()
@@ -120,3 +127,26 @@ def test_the_film_is_of_the_median_game(tmp_path):
     assert scores[game] == median
     # CartPole's score is its length, every second step is filmed, and a GIF shows equal pictures as one
     assert median // 4 < len(imageio.imread(tmp_path / "film.gif")) <= median // 2
+
+
+def test_values_are_set_against_the_returns_that_followed(untrained):
+    command = [sys.executable, ROOT / "benchmarks/learning/diagnose.py", untrained, "--steps", "180"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    numbers = {name: float(number) for name, number in re.findall(r"\| (.+) \| (\S+) \|", done.stdout)}
+    counted = numbers["steps that count"]
+    assert 0 < counted < 180, "the last game is not played to its end"
+    assert 1 < numbers["return that followed, mean"] < numbers["return that followed, 99th percentile"] < 100
+    assert 0 < numbers["noise: share of other actions"] < 1
+    lost = [numbers[f"{way}: Q-value lost per step"] for way in ("bf16", "noise", "random actions")]
+    assert 0 <= lost[0] < lost[1] < 2 * lost[2]
+    sigmas = [number for name, number in numbers.items() if name.endswith("mean |sigma| over its first value")]
+    assert sigmas == [1.0] * 6, "two streams of three layers, of which none was trained"
+
+
+def test_a_return_is_discounted_to_the_end_of_its_episode_and_not_known_without_it():
+    discounted = runpy.run_path(str(ROOT / "benchmarks/learning/diagnose.py"))["discounted"]
+    rewards = np.array([[1.0, 1.0], [2.0, 1.0], [4.0, 1.0], [8.0, 1.0]])
+    dones = np.array([[False, False], [False, False], [True, False], [False, True]])
+    expected = [[1 + 0.5 * (2 + 0.5 * 4), 1.875], [4.0, 1.75], [4.0, 1.5], [np.nan, 1.0]]
+    np.testing.assert_array_equal(discounted(rewards, dones, 0.5), expected)
