@@ -76,7 +76,8 @@ HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], int] = {NatureConvolutions: 512,
 
 class Stream(nn.Sequential):
     """
-    Fully connected layers, each but the last followed by an activation.
+    Fully connected layers, each but the last followed by an activation. The last is float32 under autocast too: actions often
+    differ by less than bfloat16 can tell.
 
     :param in_features: size of each input
     :param out_features: size of each output
@@ -110,9 +111,14 @@ class Stream(nn.Sequential):
         :param deterministic: mean weights, else those under the noise drawn last
         :return: ``[batch, out_features]``
         """
-        for layer in self:
-            x = layer(x, deterministic) if isinstance(layer, NoisyLinear) else layer(x)
-        return x
+        *hidden, last = self
+        for layer in hidden:
+            x = self._layer(layer, x, deterministic)
+        with th.autocast(x.device.type, enabled=False):
+            return self._layer(last, x.float(), deterministic)
+
+    def _layer(self, layer: nn.Module, x: th.Tensor, deterministic: bool) -> th.Tensor:
+        return layer(x, deterministic) if isinstance(layer, NoisyLinear) else layer(x)
 
 
 class NoisyQNetwork(QNetwork):
