@@ -97,19 +97,12 @@ def diagnose(model: DQN, steps: list[dict[str, Any]]) -> dict[str, float]:
         lost = ordered[..., -1] - np.take_along_axis(q["mean"], chosen[..., None], 2)[..., 0]
         numbers |= {f"{way}: share of other actions": (chosen != best).mean(), f"{way}: Q-value lost per step": lost.mean()}
     numbers["random actions: Q-value lost per step"] = (ordered[..., -1] - ordered.mean(axis=2)).mean()
-    noisy = {name: layer for name, layer in model.q_net.named_modules() if isinstance(layer, NoisyLinear)}
-    for name, layer in noisy.items():
-        numbers[f"{name}: mean |sigma| over its first value"] = float(layer.weight_sigma.abs().mean() / first_sigma(layer))
+    for name, layer in model.q_net.named_modules():
+        if isinstance(layer, NoisyLinear):
+            # One output is enough: the first value is the same for all weights
+            first = NoisyLinear(layer.in_features, 1, layer.noise, layer.sigma0).weight_sigma[0, 0]
+            numbers[f"{name}: mean |sigma| over its first value"] = float(layer.weight_sigma.abs().mean() / first)
     return numbers
-
-
-def first_sigma(layer: NoisyLinear) -> float:
-    """
-    :param layer: noisy layer
-    :return: deviation of the noise of its weights, as it was initialised
-    """
-    new = NoisyLinear(layer.in_features, layer.out_features, layer.noise, layer.sigma0)
-    return float(new.weight_sigma.flatten()[0])
 
 
 def main() -> None:
