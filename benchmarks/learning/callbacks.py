@@ -8,7 +8,7 @@ from sb3_rainbow.arguments import check_integer, check_number
 
 class FewerSteps(BaseCallback):
     """
-    Shorter n-step returns from some point of the training on: many steps learn sooner, few do not depend on what older policies
+    Shorter n-step returns from some point of the training on: many steps learn sooner, few depend less on what older policies
     did next. Returns are made when a batch is sampled, so that what is stored serves both.
 
     :param n_steps: longest window from then on
@@ -27,7 +27,7 @@ class FewerSteps(BaseCallback):
     def _on_rollout_start(self) -> None:
         # Anew each time: a resumed training begins with the model's own
         if self.model.num_timesteps >= self.after * self.model._total_timesteps:
-            self.model.replay_buffer.n_steps = self.n_steps
+            self.model.replay_buffer.n_steps = self.n_steps  # type: ignore[union-attr]
 
     def _on_step(self) -> bool:
         return True
