@@ -141,7 +141,7 @@ def draw_curves(
         axis.set(title=env, xlim=(0, None), xlabel="agent steps", ylabel="return while training")
         axis.grid(alpha=0.3)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
-    place: dict[str, Any] = {"loc": "outside lower center", "ncols": 4}
+    place: dict[str, Any] = {"loc": "outside lower center", "ncols": min(4, 2 * columns)}
     if len(envs) < rows * columns:  # in the last place, which is empty
         place = {"loc": "center", "bbox_to_anchor": axes.flat[-1].get_position()}
     lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}  # a game may lack some
