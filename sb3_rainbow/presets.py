@@ -11,7 +11,7 @@ from sb3_rainbow.arguments import check_choice
 #: ``hyperparams/<name>.yml``
 PRESETS = ("hessel", "dopamine", "data_efficient", "low_budget", "notebook")
 #: What RL Zoo takes for itself
-ZOO_ONLY = {"env_kwargs", "env_wrapper", "frame_stack", "n_timesteps"}
+ZOO_ONLY = {"callback", "env_kwargs", "env_wrapper", "frame_stack", "n_timesteps"}
 
 
 def hyperparams_path(name: str) -> Path:
@@ -35,7 +35,8 @@ def preset(name: str) -> dict[str, Any]:
     - ``"hessel"``: full Rainbow (Hessel et al. 2018), for some 50 million steps
     - ``"dopamine"``: full Rainbow of Dopamine (Castro et al. 2018)
     - ``"data_efficient"``: a small network and many updates, for 100,000 steps (van Hasselt et al. 2019)
-    - ``"low_budget"``: full Rainbow for 100,000 to a million steps, by our own runs
+    - ``"low_budget"``: full Rainbow for 100,000 to a million steps, by our own runs. Its callback is for ``learn()``:
+      ``FewerSteps(n_steps=1, after=0.3)`` of ``sb3_rainbow.callbacks``
     - ``"notebook"``: five parts with independent noise, for 400,000 steps
 
     :param name: one of those

@@ -29,6 +29,7 @@ ARROWS = {
     "cuda_graph": set(),
     "policies": {"noisy", "heads"},
     "rainbow": {"policies", "losses", "checks", "cuda_graph", "replay.arrays", "replay.buffer"},
+    "callbacks": {"rainbow"},
     "tuning": set(),
     "cluster": set(),
     "presets": set(),

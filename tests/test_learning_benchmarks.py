@@ -16,9 +16,6 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import yaml
-from stable_baselines3.common.callbacks import ConvertCallback
-
-from sb3_rainbow import RainbowDQN
 
 ROOT = Path(__file__).parents[1]
 SUITE = {
@@ -153,14 +150,3 @@ def test_a_return_is_discounted_to_the_end_of_its_episode_and_not_known_without_
     dones = np.array([[False, False], [False, False], [True, False], [False, True]])
     expected = [[1 + 0.5 * (2 + 0.5 * 4), 1.875], [4.0, 1.75], [4.0, 1.5], [np.nan, 1.0]]
     np.testing.assert_array_equal(discounted(rewards, dones, 0.5), expected)
-
-
-def test_returns_have_fewer_steps_late_in_a_training():
-    fewer_steps = runpy.run_path(str(ROOT / "benchmarks/learning/callbacks.py"))["FewerSteps"]
-    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=100, learning_starts=1000, train_freq=1)
-    seen = []
-    count = ConvertCallback(lambda *_: seen.append(model.replay_buffer.n_steps) or True)
-    model.learn(10, callback=[fewer_steps(n_steps=1, after=0.5), count])
-    assert seen == [3] * 5 + [1] * 5
-    with pytest.raises(ValueError, match=r"after=1.5"):
-        fewer_steps(n_steps=1, after=1.5)

@@ -87,15 +87,15 @@ def test_the_values_are_those_of_the_source(name, values):
 
 def test_the_learning_rate_of_a_low_budget_falls_to_zero():
     learning_rate = preset("low_budget")["learning_rate"]
-    assert [learning_rate(remaining) for remaining in (1.0, 0.5, 0.0)] == [5e-4, 2.5e-4, 0.0]
+    assert [learning_rate(remaining) for remaining in (1.0, 0.5, 0.0)] == [2.5e-4, 1.25e-4, 0.0]
 
 
 def test_a_low_budget_is_what_the_results_were_measured_with():
     low_budget, atari = (yaml.safe_load(hyperparams_path(name).read_text())["atari"] for name in ("low_budget", "rainbow"))
     suites = yaml.safe_load((hyperparams_path("rainbow").parents[1] / "benchmarks/learning/suites.yml").read_text())
-    measured = atari | suites["breakout"]["algorithms"]["rainbow-c51"]["hyperparams"]
+    measured = atari | suites["breakout"]["algorithms"]["low-budget"]["hyperparams"]
     measured["n_timesteps"] = suites["breakout"]["envs"]["BreakoutNoFrameskip-v4"]
-    # The same, faster: eight games, and two updates for each of their steps
+    # The same, faster: eight games, and four updates for each of their steps
     faster = {name: measured.pop(name) for name in ("n_envs", "vec_env_wrapper", "amp", "train_freq", "gradient_steps")}
     steps_per_update = faster["n_envs"] * faster["train_freq"] / faster["gradient_steps"]
     assert low_budget == measured | {"train_freq": steps_per_update, "gradient_steps": 1}
