@@ -9,12 +9,12 @@ from sb3_rainbow.rainbow import RainbowDQN
 class FewerSteps(BaseCallback):
     """
     Shorter n-step returns from some point of the training on: many steps learn sooner, few depend less on what older policies
-    did next. Returns are made when a batch is sampled, so that what is stored serves both. When the training ends, the replay
-    has the model's own ``n_steps`` again.
+    did next. Returns are made when a batch is sampled, so that what is stored serves both, and is saved with the replay's own
+    ``n_steps``.
 
-    :param n_steps: longest window from then on
+    :param n_steps: longest window from then on, until the training ends
     :param after: part of the training, from 0 to 1
-    :raises ValueError: if an argument is out of range; at the start of a training, if the replay buffer has no n-step returns
+    :raises ValueError: if an argument is out of range; at the start of a training, if the replay buffer is none of ours
     """
 
     model: RainbowDQN
@@ -26,19 +26,19 @@ class FewerSteps(BaseCallback):
         self.n_steps, self.after = n_steps, after
 
     def _init_callback(self) -> None:
-        if not hasattr(self.model.replay_buffer, "n_steps"):
-            raise ValueError(f"n_steps={self.n_steps}: {type(self.model.replay_buffer).__name__} makes no n-step returns")
+        if not hasattr(self.model.replay_buffer, "longest_window"):
+            name = type(self.model.replay_buffer).__name__
+            raise ValueError(f"n_steps={self.n_steps}: needs a PrioritizedNStepReplayBuffer, the model has a {name}")
 
     def _on_rollout_start(self) -> None:
-        # Anew each time: a resumed training begins with the model's own
         if self.model.num_timesteps >= self.after * self.model._total_timesteps:
-            self._sample_windows_of(self.n_steps)
+            self._set_longest_window(self.n_steps)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        self._sample_windows_of(self.model.n_steps)
+        self._set_longest_window(None)
 
-    def _sample_windows_of(self, n_steps: int) -> None:
-        self.model.replay_buffer.n_steps = n_steps  # type: ignore[union-attr]
+    def _set_longest_window(self, n_steps: int | None) -> None:
+        self.model.replay_buffer.longest_window = n_steps  # type: ignore[union-attr]

@@ -10,6 +10,8 @@ from sb3_rainbow.arguments import check_choice, check_integer, check_number, che
 from sb3_rainbow.noisy import NOISY
 from sb3_rainbow.type_aliases import Samples
 
+#: Numbers up to here are safe in float32, which ends at 3e38
+MOST = 1e30
 #: What ``RainbowDQN`` passes on to its policy
 PARTS_OF_POLICY = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
 
@@ -19,8 +21,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     :param arguments: of ``RainbowDQN``, by name
     :raises ValueError: if one is out of range; what SB3 checks itself is left to it
     """
-    for name in ("buffer_size", "batch_size", "n_steps", "target_update_interval", "n_atoms"):
-        check_integer(name, arguments[name], 1)
+    for name in ("buffer_size", "batch_size", "n_steps", "target_update_interval", "n_atoms", "stats_window_size"):
+        if name in arguments:
+            check_integer(name, arguments[name], 1)
+    if not callable(arguments["learning_rate"]):
+        check_number("learning_rate", arguments["learning_rate"], 0, MOST)
     check_integer("learning_starts", arguments["learning_starts"], 0)
     check_integer("gradient_steps", arguments["gradient_steps"], -1)
     train_freq = arguments["train_freq"]
@@ -42,17 +47,19 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("amp", arguments["amp"], (None, "bf16"))
     v_min, v_max = arguments["v_min"], arguments["v_max"]
     if v_min is not None or v_max is not None:  # else quantiles
-        check_number("v_min", v_min, -1e30, 1e30)  # float32 ends at 3e38
-        check_number("v_max", v_max, -1e30, 1e30)
+        check_number("v_min", v_min, -MOST, MOST)
+        check_number("v_max", v_max, -MOST, MOST)
         if v_min >= v_max:
             raise ValueError(f"v_min={v_min}: must be less than v_max={v_max}")
         if v_max - v_min < 1e-6 * arguments["n_atoms"] * max(abs(v_min), abs(v_max)):
             raise ValueError(f"v_max={v_max}: must be farther from v_min={v_min}, for float32 to tell the atoms apart")
+    if not isinstance(arguments["policy_kwargs"], Mapping | None):
+        raise ValueError(f"policy_kwargs={arguments['policy_kwargs']!r}: must be a dict")
     for name in PARTS_OF_POLICY:
         if name in (arguments["policy_kwargs"] or {}):
             raise ValueError(f"policy_kwargs={arguments['policy_kwargs']}: must not have {name!r}, an argument of RainbowDQN")
     if arguments["sigma0"] is not None:
-        check_number("sigma0", arguments["sigma0"], 0, math.inf, low_open=True)
+        check_number("sigma0", arguments["sigma0"], 0, MOST, low_open=True)
 
 
 def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:
@@ -84,8 +91,9 @@ def check_loaded(loaded: Any, current: Any, model: Any) -> None:
     if current is not None:
         if type(loaded) is not type(current):
             raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
-        # Ours has all three, SB3's NStepReplayBuffer two
-        expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}
+        # Ours has all of these; SB3's NStepReplayBuffer two, and SB3's may be of any size
+        names = ("n_steps", "gamma", "alpha", *(["buffer_size"] if hasattr(current, "alpha") else []))
+        expected |= {name: getattr(current, name) for name in names if hasattr(current, name)}
     for name, value in expected.items():
         if getattr(loaded, name) != value:
             raise ValueError(f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model")

@@ -275,6 +275,7 @@ class RainbowPolicy(DQNPolicy):
     :param n_atoms: 1 for Q-values; more for distributions, see ``Categorical``
     :param v_min: smallest return of the distributions; None for quantiles, see ``Quantiles``
     :param v_max: largest return of the distributions; None for quantiles
+    :raises ValueError: if ``features_extractor_kwargs`` set ``features_dim``, where the hidden layer is that of the streams
     """
 
     q_net: NoisyQNetwork
@@ -305,6 +306,11 @@ class RainbowPolicy(DQNPolicy):
         self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
+        if features_extractor_class in HIDDEN_UNITS and "features_dim" in (features_extractor_kwargs or {}):
+            name = features_extractor_class.__name__
+            raise ValueError(
+                f"features_extractor_kwargs={features_extractor_kwargs}: {name} has no linear layer, set net_arch"
+            )
         if net_arch is None and features_extractor_class in HIDDEN_UNITS:
             net_arch = [HIDDEN_UNITS[features_extractor_class]]
         super().__init__(

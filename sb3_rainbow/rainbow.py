@@ -11,7 +11,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.dqn.dqn import DQN
 
@@ -95,8 +95,7 @@ class RainbowDQN(DQN):
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
         parameters, targets and losses stay float32. None for float32 alone
-    :param compile: compile the networks of an update by ``torch.compile``: up to a minute at the start,
-        then updates 7 to 12% shorter. Needs a C++ compiler
+    :param compile: compile the networks of an update by ``torch.compile``: 7 to 12% shorter then. Needs a C++ compiler
     :param cuda_graph: on a GPU, start all kernels of an update at once, from the draw of the batch to its priorities. Needs
         ``storage_device="cuda"``. Without effect on the CPU, and with VecNormalize, which normalises there
     :param _init_setup_model: whether to build the networks at once
@@ -184,16 +183,10 @@ class RainbowDQN(DQN):
             device=device,
             _init_setup_model=False,
         )
-        self.n_steps = n_steps
-        self.double_q = double_q
-        self.dueling = dueling
-        self.noisy, self.sigma0 = noisy, sigma0
-        self.prioritized, self.alpha, self.beta0 = prioritized, alpha, beta0
+        self.double_q, self.dueling, self.noisy, self.sigma0 = double_q, dueling, noisy, sigma0
+        self.n_steps, self.prioritized, self.alpha, self.beta0 = n_steps, prioritized, alpha, beta0
         self.n_atoms, self.v_min, self.v_max = n_atoms, v_min, v_max
-        self.storage_device = storage_device
-        self.amp = amp
-        self.compile = compile
-        self.cuda_graph = cuda_graph
+        self.storage_device, self.amp, self.compile, self.cuda_graph = storage_device, amp, compile, cuda_graph
         self._graph: CudaGraph | None = None
         if _init_setup_model:
             self._setup_model()
@@ -236,13 +229,8 @@ class RainbowDQN(DQN):
         return parts
 
     def _parts_of_replay(self) -> dict[str, Any]:
-        return {
-            "n_steps": self.n_steps,
-            "gamma": self.gamma,
-            "alpha": self.alpha if self.prioritized else 0.0,
-            "storage_device": self.storage_device,
-            "seed": self.seed,
-        }
+        own = {name: getattr(self, name) for name in ("n_steps", "gamma", "storage_device", "seed")}
+        return own | {"alpha": self.alpha if self.prioritized else 0.0}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_graph"]
@@ -266,8 +254,7 @@ class RainbowDQN(DQN):
         :raises ValueError: if a loss or a gradient is not finite; it names the first quantity that is not, and the parameters
             are as they were before that update
         """
-        if not hasattr(self, "_logger"):  # before the first learn()
-            self._logger = configure_logger()
+        self._logger = getattr(self, "_logger", None) or configure_logger()  # None before the first learn()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         update = self._update_by_graph if self._uses_graph() else self._update
@@ -320,7 +307,8 @@ class RainbowDQN(DQN):
         self._graph = self._graph or CudaGraph(self.device)
         # What is no argument is part of the kernels, and they are captured anew if it changes
         own = batch_size, self.max_grad_norm, self.double_q, self.amp, self.prioritized
-        key = *own, buffer.n_steps, buffer.gamma, buffer.alpha, places(self.policy.optimizer, buffer.arrays)
+        sampling = buffer.longest_window, buffer.n_steps, buffer.gamma, buffer.alpha
+        key = *own, *sampling, places(self.policy.optimizer, buffer.arrays)
         rate = self.policy.optimizer.param_groups[0]["lr"]
         update = partial(self._update_on_device, batch_size)
         return self._graph.run(update, key, buffer.generator, beta=self.beta, learning_rate=rate)
@@ -338,10 +326,11 @@ class RainbowDQN(DQN):
         return td_errors.detach(), grad_norm, th.stack((loss.detach(), weights.mean(), finite.float()))
 
     def _update_priorities(self, replay_data: Any, td_errors: th.Tensor, **check: bool) -> None:
-        if self.prioritized and hasattr(self.replay_buffer, "update_priorities"):
+        buffer: Any = self.replay_buffer
+        if hasattr(buffer, "update_priorities") and (self.prioritized or getattr(buffer, "alpha", 0.0) > 0):
             # PER section 3.3, proportional prioritization
             priorities = td_errors.abs() + PRIORITY_EPS
-            self.replay_buffer.update_priorities(replay_data.leaf_indices, priorities, **check)  # type: ignore[union-attr]
+            buffer.update_priorities(replay_data.leaf_indices, priorities, **check)
 
     def td_errors(self, replay_data: Samples) -> th.Tensor:
         r"""
@@ -398,9 +387,8 @@ class RainbowDQN(DQN):
             observation = np.asarray(observation)
         # SB3's own sources of random numbers: with one environment these are the draws of its DQN
         vectorized = self.policy.is_vectorized_observation(observation)
-        n_envs = (
-            len(next(iter(observation.values())) if isinstance(observation, Mapping) else observation) if vectorized else 1
-        )
+        first = next(iter(observation.values())) if isinstance(observation, Mapping) else observation
+        n_envs = len(first) if vectorized else 1
         explore = np.random.rand(n_envs) < self.exploration_rate  # noqa: NPY002
         actions = np.zeros(n_envs, dtype=np.int64)
         if not explore.all():
@@ -431,21 +419,35 @@ class RainbowDQN(DQN):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any, **kwargs: Any
     ) -> tuple[int, BaseCallback]:
         self._uses_graph()  # what is wrong with that is to be said at once
-        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
-            # The environments are about to be reset: no window may go on from before into after
-            self.replay_buffer.truncate_last_trajectory()
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
-            self.logger.record("replay/size_gib", self.replay_buffer.size_gib)
+        buffer: Any = self.replay_buffer
+        if ours := isinstance(buffer, PrioritizedNStepReplayBuffer):
+            buffer.longest_window = None  # as an interrupted training may have left it
+            if reset_num_timesteps or self._last_obs is None:
+                buffer.truncate_last_trajectory()  # the environments are about to be reset
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        if ours:
+            self.logger.record("replay/size_gib", buffer.size_gib)
         return result
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        SB3's. One that is stopped may end between a step and its storing: the environments are then reset before the next one.
+
+        :param args: SB3's
+        :param kwargs: SB3's
+        :return: what was collected
+        """
+        complete = False
+        try:
+            rollout = super().collect_rollouts(*args, **kwargs)
+            complete = rollout.continue_training
+            return rollout
+        finally:
+            if not complete and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+                self._last_obs = None
 
     def dump_logs(self) -> None:
         """Write the log: SB3's, and beta, the mean noise and the largest priority."""
@@ -468,13 +470,11 @@ class RainbowDQN(DQN):
         current = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            loaded = self.replay_buffer
-            check_loaded(loaded, current, self)
-        except AssertionError as error:
+            check_loaded(self.replay_buffer, current, self)
+        except BaseException as error:
             self.replay_buffer = current
-            raise ValueError(f"path={path!r}: {error}") from error
-        except BaseException:
-            self.replay_buffer = current
+            if isinstance(error, AssertionError):
+                raise ValueError(f"path={path!r}: {error}") from error
             raise
-        if truncate_last_traj and isinstance(loaded, PrioritizedNStepReplayBuffer):
-            loaded.truncate_last_trajectory()
+        if truncate_last_traj and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+            self.replay_buffer.truncate_last_trajectory()

@@ -21,7 +21,7 @@ class PrioritizedReplayBufferSamples(NamedTuple):
     rewards: th.Tensor
     #: ``[batch, 1]`` float32: ``gamma ** k``, with ``k`` the steps that the return sums
     discounts: th.Tensor
-    #: ``[batch, 1]`` float32: importance-sampling weights, the largest is 1
+    #: ``[batch, 1]`` float32: importance-sampling weights, the largest of the batch, or of the memory, is 1
     weights: th.Tensor
     #: ``[batch]`` int64: ``slot * n_envs + env``, for ``update_priorities``
     leaf_indices: th.Tensor

@@ -10,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.dqn.policies import MlpPolicy as SB3Policy
 
 from sb3_rainbow import RainbowDQN
@@ -45,6 +46,12 @@ from sb3_rainbow import RainbowDQN
         ("exploration_final_eps", -0.5),
         ("sigma0", 0.0),
         ("sigma0", -1),
+        ("sigma0", math.inf),
+        ("learning_rate", -1.0),
+        ("learning_rate", math.nan),
+        ("learning_rate", "abc"),
+        ("stats_window_size", -1),
+        ("policy_kwargs", 5),
         ("n_atoms", 0),
         ("n_atoms", 51.0),
         ("v_min", math.nan),
@@ -86,6 +93,15 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             r"policy_kwargs=.*must not have 'n_atoms', an argument of RainbowDQN",
         ),
         ({"n_atoms": 51, "v_min": 1e8, "v_max": 1e8 + 1}, ValueError, r"v_max=100000001.0: must be farther from v_min"),
+        (
+            {
+                "policy": "CnnPolicy",
+                "env": FakeImageEnv(4),
+                "policy_kwargs": {"features_extractor_kwargs": {"features_dim": 256}},
+            },
+            ValueError,
+            r"features_extractor_kwargs=\{'features_dim': 256\}: NatureConvolutions has no linear layer, set net_arch",
+        ),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
         ({"replay_buffer_kwargs": {"weight_norm": "max"}}, ValueError, "weight_norm='max'"),
     ],

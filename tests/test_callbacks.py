@@ -2,7 +2,7 @@
 
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.callbacks import CheckpointCallback, ConvertCallback
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.callbacks import FewerSteps
@@ -14,13 +14,46 @@ def model_of(**arguments) -> RainbowDQN:
     return RainbowDQN("MlpPolicy", "CartPole-v1", **small | arguments)
 
 
+def windows_of(model: RainbowDQN) -> int:
+    """Longest window of what is sampled."""
+    powers = model.replay_buffer.sample(1000).discounts.unique()
+    return len(powers)
+
+
 def test_returns_have_fewer_steps_late_in_a_training():
+    model = model_of(learning_starts=100)
+    seen = {}
+
+    def look(*_) -> bool:
+        if model.num_timesteps > 4:
+            seen[model.num_timesteps] = windows_of(model)
+        return True
+
+    model.learn(10, callback=[FewerSteps(n_steps=1, after=0.6), ConvertCallback(look)])
+    assert seen == {5: 3, 6: 3, 7: 1, 8: 1, 9: 1, 10: 1}
+    assert windows_of(model) == 3
+
+
+def test_what_is_saved_or_interrupted_late_in_a_training_has_the_models_own_steps(tmp_path):
     model = model_of()
-    seen = []
-    count = ConvertCallback(lambda *_: seen.append(model.replay_buffer.n_steps) or True)
-    model.learn(10, callback=[FewerSteps(n_steps=1, after=0.5), count])
-    assert seen == [3] * 5 + [1] * 5
-    assert model.replay_buffer.n_steps == 3, "as the model says: saved and loaded, it fits"
+    late = FewerSteps(n_steps=1, after=0.5)
+    model.learn(20, callback=[late, CheckpointCallback(15, tmp_path, save_replay_buffer=True)])
+    other = model_of()
+    other.load_replay_buffer(tmp_path / "rl_model_replay_buffer_15_steps.pkl")
+    assert windows_of(other) == 3
+
+    def interrupt(*_) -> bool:
+        if model.num_timesteps == 18:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(20, callback=[late, ConvertCallback(interrupt)])
+    model.save_replay_buffer(tmp_path / "interrupted")
+    other.load_replay_buffer(tmp_path / "interrupted")
+    assert windows_of(other) == 3
+    model.learn(1)
+    assert windows_of(model) == 3
 
 
 def test_an_argument_out_of_range_is_named():
@@ -28,7 +61,7 @@ def test_an_argument_out_of_range_is_named():
         FewerSteps(n_steps=1, after=1.5)
     with pytest.raises(ValueError, match=r"n_steps=0"):
         FewerSteps(n_steps=0, after=0.5)
-    with pytest.raises(ValueError, match=r"n_steps=1: ReplayBuffer makes no n-step returns"):
+    with pytest.raises(ValueError, match=r"n_steps=1: needs a PrioritizedNStepReplayBuffer, the model has a ReplayBuffer"):
         model_of(n_steps=1, prioritized=False).learn(10, callback=FewerSteps(n_steps=1, after=0.5))
 
 

@@ -398,6 +398,10 @@ class Intricate(gym.Env):
         self.start = np.zeros(3)
         self.state = self.start  # step() makes a new one
         self.whole = np.zeros(2, int)
+        self.grid = np.zeros((2, 3))
+        self.column = self.grid[::-1, 1]
+        self.tail = np.arange(4.0)[1:]  # of an array that is nowhere else
+        self.last = self.tail[-1:]
         self.parts = [Part(0), Part(1)]
         self.current = self.parts[0]
         self.mood = Mood.CALM
@@ -422,6 +426,8 @@ class Intricate(gym.Env):
         noise = self.same_generator.normal() + self.generator.normal() + self.dice.random()
         self.state = self.state + noise * self.current.value + len(self.recent) / 9 + self.mixed["number"] / 99
         self.whole = self.state[:2] * 0.5  # now of another dtype
+        self.column += 1
+        self.last *= -1
         self.current = self.parts[int(action)]
         self.parts[1].value += 0.25
         self.mood = Mood.WILD if self.mood is Mood.CALM else Mood.CALM
@@ -433,6 +439,7 @@ class Intricate(gym.Env):
         self.mixed[5].value += self.mixed["list"][0].value
         self.mixed["list"][1] += 1
         reward = self.pair.second.sum() % 3 + self.counts[1] % 2 + self.mixed[5].value % 2 + self.whole.sum() % 1
+        reward += self.grid.sum() % 5 + self.tail.sum()
         return self._obs(), float(reward), bool(abs(self.state).max() > 8), False, {}
 
 
@@ -447,6 +454,9 @@ def test_state_of_all_kinds_is_restored(tmp_path):
     assert first.current in first.parts
     assert type(first.seen) is defaultdict
     assert (first.start == 0).all()
+    assert np.shares_memory(first.grid, first.column)
+    assert np.shares_memory(first.tail, first.last)
+    assert not np.shares_memory(first.grid, first.tail)
     loaded.learn(100, reset_num_timesteps=False)
     assert fingerprint(loaded) == fingerprint(model)
 
@@ -457,24 +467,29 @@ class Hooked(Secretive):
     def __init__(self, env):
         super().__init__(env)
         self.count = 0
+        self.seen = np.zeros(1000)
 
     def step(self, action):
         self.count += 1
+        self.seen[self.count] += 1
         return super().step(action)
 
     def state_dict(self):
-        return {"count": self.count}
+        return {"count": self.count, "seen": self.seen}
 
     def load_state_dict(self, state):
-        self.count = state["count"]
+        self.count, self.seen = state["count"], state["seen"]
 
 
-def test_an_environment_may_say_itself_what_its_state_is(tmp_path):
+def test_an_environment_may_say_itself_what_its_state_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.checkpoint.state.LARGE", 1000)  # it has a file of its own
     model = RainbowDQN("MlpPolicy", DummyVecEnv([lambda: Hooked(gym.make("CartPole-v1"))]), buffer_size=200, seed=0).learn(60)
     save(model, tmp_path)
     env = DummyVecEnv([lambda: Hooked(gym.make("CartPole-v1"))])
-    load(tmp_path, env)
+    loaded = load(tmp_path, env)
     assert env.get_attr("count") == [60]
+    loaded.learn(12, reset_num_timesteps=False)
+    assert env.get_attr("seen")[0][:74].tolist() == [0, *[1] * 72, 0]
 
 
 def test_normalisation_is_part_of_the_environment(tmp_path):
@@ -507,8 +522,35 @@ def test_normalisation_is_kept_where_the_environment_cannot_be_read(tmp_path, no
         load(tmp_path, env().venv)
 
 
+class Die(gym.Env):
+    """Two entries of the same size."""
+
+    observation_space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Discrete(3)})
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"a": 0, "b": 1}, {}
+
+    def step(self, action):
+        return {"a": int(action), "b": int(self.np_random.integers(3))}, float(action), False, False, {}
+
+
+def test_sb3s_own_buffer_of_entries_that_are_alike_is_resumed(tmp_path):
+    settings = {"buffer_size": 200, "learning_starts": 30, "prioritized": False, "n_steps": 1, "seed": 0}
+    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([Die]), **settings).learn(60)
+    save(model, tmp_path)
+    model.learn(40, reset_num_timesteps=False)
+    loaded = load(tmp_path, DummyVecEnv([Die]))
+    loaded.learn(40, reset_num_timesteps=False)
+    assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
+
+
+GOAL = spaces.Box(-9, 9, (2,))
+
+
 class GoalEnv(gym.Env):
-    observation_space = spaces.Dict({k: spaces.Box(-9, 9, (2,)) for k in ("observation", "achieved_goal", "desired_goal")})
+    observation_space = spaces.Dict({"observation": spaces.Box(-9, 9, (2,)), "achieved_goal": GOAL, "desired_goal": GOAL})
     action_space = spaces.Discrete(3)
 
     def __init__(self):
@@ -607,8 +649,15 @@ def test_the_callback_resumes_only_when_it_is_told_to(tmp_path):
     # SB3's fps are those of this process
     assert resumed._num_timesteps_at_start == first.num_timesteps
     fresh = make_model("cartpole", 1)
-    fresh.learn(40, callback=ResumableCheckpointCallback(1000, folder))
+    fresh.env.get_attr = lambda *_: pytest.fail("a worker may not be able to send this")
+    fresh.learn(40, callback=ResumableCheckpointCallback(1000, tmp_path / "{seed}"))
     assert fresh.num_timesteps == 40
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    model = make_model("cartpole", 1, buffer_size=np.int64(100), dueling=True).learn(20)
+    save(model, tmp_path)
+    restore(make_model("cartpole", 1, buffer_size=100, dueling=True), tmp_path)
 
 
 def test_the_callback_names_what_it_cannot_do(tmp_path):

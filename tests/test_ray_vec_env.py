@@ -250,10 +250,13 @@ def test_training_goes_on_when_actors_die():
 
 def test_the_state_of_its_environments_is_read_and_written():
     env = make_vec_env("CartPole-v1", 3, seed=0, vec_env_cls=RayVecEnv, vec_env_kwargs={"envs_per_actor": 2})
-    env.reset()
+    obs = env.reset()
     state = env.state_dict()
     first = [env.step(np.ones(3, int)) for _ in range(30)]
+    env._n_replaced = 2
     env.load_state_dict(state)
+    assert (env._last_obs == obs).all(), "what an actor that dies now has seen last"
+    assert env._n_replaced == 0
     same([env.step(np.ones(3, int)) for _ in range(30)], first)
     env.close()
 

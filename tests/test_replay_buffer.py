@@ -255,14 +255,14 @@ def test_nothing_is_allocated_before_the_first_transition():
 
 def test_a_buffer_that_will_not_fit_is_refused_with_both_numbers():
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    buffer = PrioritizedNStepReplayBuffer(10**9, space, ACTIONS, "cpu")
-    with pytest.raises(
-        MemoryError, match=r"buffer_size=1000000000: .* needs 6\d\d\d\.\d\d GiB on cpu, where \d+\.\d\d GiB are"
-    ):
+    buffer = PrioritizedNStepReplayBuffer(10**8, space, ACTIONS, "cpu")
+    with pytest.raises(MemoryError, match=r"buffer_size=100000000: .* needs 6\d\d\.\d\d GiB on cpu, where \d+\.\d\d GiB are"):
         buffer.add(
             np.zeros((1, 4, 84, 84), np.uint8), np.zeros((1, 4, 84, 84), np.uint8), np.zeros(1), np.zeros(1), np.zeros(1), [{}]
         )
     assert buffer.size() == 0
+    with pytest.raises(MemoryError, match=r"buffer_size=1000000000000: .* needs \d+\.\d\d GiB"):
+        PrioritizedNStepReplayBuffer(10**12, VECTORS, ACTIONS, "cpu")
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (20, 20, 3)])
@@ -350,6 +350,8 @@ def test_wrong_calls_say_what_is_wrong():
             buffer.add(*arguments)
     with pytest.raises(ValueError, match="obs=.*must be an array"):
         buffer.add({"image": good[0]}, *good[1:])
+    with pytest.raises(ValueError, match="the replay buffer is empty"):
+        buffer.observations  # noqa: B018
     assert buffer.size() == 0
     buffer.add(*good)
     with pytest.raises(ValueError, match="batch_size=0"):
@@ -377,3 +379,6 @@ def test_what_is_not_finite_is_named_by_the_next_sample():
     buffer.add(np.zeros((2, 2)), zeros, np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
     with pytest.raises(ValueError, match="observation contains nan, stored in slot 0"):
         buffer.sample(2)
+    for _ in range(10):
+        buffer.add(np.zeros((2, 2)), np.zeros((2, 2)), np.zeros(2), np.zeros(2), np.zeros(2), [{}, {}])
+    buffer.sample(2)  # it is overwritten

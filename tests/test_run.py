@@ -1,5 +1,8 @@
 """It runs wherever SB3's DQN runs: arguments, spaces, environments, callbacks, wrappers."""
 
+import contextlib
+import math
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
@@ -324,3 +328,39 @@ def test_a_new_call_of_learn_closes_the_open_episode():
     assert timeouts.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     model.learn(5, reset_num_timesteps=False)  # goes on with the episode
     assert model.replay_buffer.timeouts[9, 0] == 0
+
+
+class Clock(gym.Env):
+    """Observations are the episode and the step in it; episodes have ten."""
+
+    observation_space = spaces.Box(0, 99, (2,))
+    action_space = spaces.Discrete(2)
+    episode = t = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.t = self.episode + 1, 0
+        return np.array([self.episode, self.t], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.array([self.episode, self.t], np.float32), 1.0, self.t == 10, False, {}
+
+
+@pytest.mark.parametrize("stop", [10, 15, 20])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_after_a_training_was_stopped_no_transition_goes_on_into_another_episode(stop, error):
+    def halt(*_) -> bool:
+        if error is not None and model.num_timesteps == stop:
+            raise error
+        return model.num_timesteps != stop
+
+    model = RainbowDQN("MlpPolicy", Clock(), learning_starts=1000, buffer_size=100, seed=0)
+    with contextlib.nullcontext() if error is None else pytest.raises(error):
+        model.learn(1000, callback=ConvertCallback(halt))
+    model.learn(25, reset_num_timesteps=False)
+    batch = model.replay_buffer.sample(500)
+    assert (batch.observations[:, 0] == batch.next_observations[:, 0]).all()
+    k = batch.discounts.log() / math.log(0.99)
+    assert th.allclose(batch.next_observations[:, 1:] - batch.observations[:, 1:], k, atol=1e-3)
+    assert ((batch.next_observations[:, 1:] == 10) == (batch.dones == 1)).all()

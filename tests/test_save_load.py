@@ -176,12 +176,13 @@ def test_open_episodes_can_be_kept_open(tmp_path):
         ({"n_steps": 5}, 1, "n_steps=3 in the replay buffer loaded: must be 5"),
         ({"gamma": 0.5}, 1, "gamma=0.99 in the replay buffer loaded: must be 0.5"),
         ({"alpha": 0.25}, 1, "alpha=0.5 in the replay buffer loaded: must be 0.25"),
+        ({"buffer_size": 80}, 1, "buffer_size=1000000 in the replay buffer loaded: must be 80"),
     ],
     ids=str,
 )
 def test_a_replay_buffer_of_other_settings_is_refused_and_nothing_is_lost(tmp_path, arguments, n_envs, message):
     RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL).learn(30).save_replay_buffer(tmp_path / "buffer")
-    model = RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs), **SMALL, **arguments)
+    model = RainbowDQN("MlpPolicy", make_vec_env("CartPole-v1", n_envs), **SMALL | arguments)
     own = model.replay_buffer
     with pytest.raises(ValueError, match=message):
         model.load_replay_buffer(tmp_path / "buffer")

@@ -67,8 +67,9 @@ class ResumableCheckpointCallback(BaseCallback):
     def path(self) -> Path:
         """Where the checkpoints are kept."""
         names: dict[str, Any] = {"seed": self.model.seed, "env_id": "env"}
-        if self.model.env is not None and (specs := self.model.env.get_attr("spec")) and specs[0] is not None:
-            names["env_id"] = specs[0].id.replace("/", "-")
+        # Only if it is wanted: a spec comes from a worker as a pickle, which not every one can be
+        if "{env_id" in str(self.folder) and self.model.env is not None and (spec := self.model.env.get_attr("spec", 0)[0]):
+            names["env_id"] = spec.id.replace("/", "-")
         return Path(str(self.folder).format(**names))
 
     def _init_callback(self) -> None:

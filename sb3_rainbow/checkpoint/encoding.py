@@ -178,6 +178,8 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     if id(target) in memo:
         return {"!": "ref", "of": memo[id(target)]}
     memo[id(target)] = path
+    if isinstance(target, np.ndarray) and isinstance(target.base, np.ndarray):
+        return _encode_view(target, arrays, path, memo)
     if isinstance(target, np.ndarray | th.Tensor | np.random.Generator):
         return encode(target, arrays, path)
     if isinstance(target, random.Random):
@@ -202,6 +204,19 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
         state = {name: value for name, value in vars(target).items() if name not in skip}
     encoded = {name: encode_object(value, arrays, f"{path}.{name}", memo) for name, value in state.items()}
     return {"!": "object", "class": type(target).__qualname__, "of": encoded}
+
+
+def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, str]) -> Json:
+    """A part of another array's memory: what is written to the one is to be seen in the other."""
+    base: Any = view.base
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    dtype = view.dtype
+    if not base.flags.c_contiguous or base.dtype.hasobject or np.dtype(dtype.str) != dtype:
+        raise Unencodable(f"{path} is a view of {dtype} into an array that is not C-contiguous, or of {base.dtype}")
+    offset = view.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    node = {"dtype": dtype.str, "shape": list(view.shape), "strides": list(view.strides), "offset": offset}
+    return {"!": "view", "of": encode_object(base, arrays, f"{path}.base", memo)} | node
 
 
 def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str, Any] | None = None) -> Any:
@@ -239,7 +254,10 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
 
         target.restoreState(ALEState(decode(node["of"], arrays)))
     elif kind == "state_dict":
-        target.load_state_dict(decode(node["of"], arrays))
+        target.load_state_dict(copy.deepcopy(decode(node["of"], arrays)))  # not the file's memory
+    elif kind == "view":
+        base = restore_object(None, node["of"], arrays, f"{path}.base", memo)
+        value = np.ndarray(node["shape"], node["dtype"], base, node["offset"], node["strides"])
     elif kind == "array":
         value = np.array(arrays[node["of"]])  # not the file's memory: it goes on changing
     elif kind != "skip":

@@ -1,5 +1,6 @@
 """What a checkpoint holds: all that the next training step depends on."""
 
+import copy
 import importlib.metadata
 import importlib.util
 import inspect
@@ -305,12 +306,12 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     for name, noise in decode(content["noise"], arrays).items():
         model.policy.get_buffer(name).copy_(noise)
     model.policy.optimizer.load_state_dict(decode(content["optimizer"], arrays))
-    for name, value in decode(content["progress"], arrays).items():
+    for name, value in copy.deepcopy(decode(content["progress"], arrays)).items():  # not the file's memory
         setattr(model, name, value)
     if isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer):
         model.replay_buffer.load_state(decode(content["replay"], arrays))
     elif model.replay_buffer is not None:
-        restore_object(model.replay_buffer, content["replay"], arrays, "replay_buffer")
+        restore_object(model.replay_buffer, content["replay"], arrays, "replay")
     if model.env is not None:
         _restore_env(model, content["env"], content["statistics"], arrays)
     _set_generators(model, decode(content["generators"], arrays))
@@ -343,6 +344,7 @@ def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, array
 def _fingerprint(model: RainbowDQN) -> dict[str, Json]:
     """What a model that takes over the state must have in common with the one that was saved."""
     values = {name: getattr(model, name) for name in _MUST_MATCH}
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     others = {"algorithm": type(model).__qualname__, "policy": type(model.policy).__qualname__}
     others["replay_buffer"] = type(model.replay_buffer).__qualname__
     return others | {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}

@@ -78,6 +78,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         self._actors = [self._class.remote(env_fns) for env_fns in self._env_fns]
         self._first_seeds: Sequence[int | None] = [None] * len(readable)
         self._n_replaced = 0
+        self._last_obs: Any = None
         self._closed = False
         (about,) = self._results([self._actors[0].about.remote()])
         super().__init__(len(readable), *about[:2])
@@ -133,6 +134,22 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         # Arrays that came through Ray cannot be written to
         infos = copy.deepcopy([info for answer in ordered for info in answer[3]])
         return copy.deepcopy(self._last_obs), rewards, dones, infos
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: state of all environments, and what the next replacement of an actor needs, for a checkpoint
+        :raises Unencodable: if an environment cannot be read
+        """
+        own = {"n_replaced": self._n_replaced, "first_seeds": list(self._first_seeds), "last_obs": self._last_obs}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state_dict()`` returned, for as many environments
+        :raises ValueError: if an environment is not like the one that was stored
+        """
+        super().load_state_dict(state)
+        self._n_replaced, self._first_seeds, self._last_obs = (state[k] for k in ("n_replaced", "first_seeds", "last_obs"))
 
     def _answers(self, references: list[Any]) -> tuple[dict[int, Any], dict[int, str]]:
         """By the number of the actor, its answer, or why it has none."""

@@ -51,6 +51,21 @@ def available_memory(device: th.device) -> int:
     return int(th.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
 
 
+def check_memory(buffer_size: int, needed: int, device: th.device) -> None:
+    """
+    :param buffer_size: most transitions kept, for the message
+    :param needed: bytes that are to be allocated
+    :param device: where
+    :raises MemoryError: if they will not fit; it says what is needed and what there is
+    """
+    available = available_memory(device)
+    if needed > available:
+        raise MemoryError(
+            f"buffer_size={buffer_size}: the replay buffer needs {needed / 2**30:.2f} GiB "
+            f"on {device}, where {available / 2**30:.2f} GiB are available"
+        )
+
+
 def to_array(values: Any, device: th.device) -> Array:
     """
     :param values: array or tensor, anywhere

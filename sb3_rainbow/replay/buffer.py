@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
-from sb3_rainbow.replay.arrays import Array, available_memory, keep_freed_memory, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.arrays import Array, available_memory, check_memory, keep_freed_memory, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
 from sb3_rainbow.replay.transitions import TransitionStore
@@ -33,7 +33,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     transition and has its own priority. Rewards are stored raw; VecNormalize's normalisation is applied to each of them before
     they are summed. Dict observations work, every entry is stored by itself.
 
-    Storage is allocated by the first ``add``.
+    Storage is allocated by the first ``add``, but for the 17 bytes or so that a transition takes beside its observations.
 
     :param buffer_size: most transitions kept, over all environments
     :param observation_space: observation space
@@ -50,6 +50,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         fit there and else the CPU
     :param seed: seed of the buffer's own generator; ``None`` takes one from torch's global generator
     :raises ValueError: if an argument is out of range; it names the argument and the value
+    :raises MemoryError: if not even those will fit; it says what is needed and what there is
     """
 
     def __init__(
@@ -88,17 +89,20 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
             fits = self.device.type == "cpu" or self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
             storage_device = self.device if fits else "cpu"
+        #: Longest window of the samples, where it is to be another than ``n_steps`` for now; not saved
+        self.longest_window: int | None = None
         self._allocate(get_device(storage_device), seed)
 
     def _allocate(self, device: th.device, seed: int | None) -> None:
         """Make the rooms. Untouched memory costs nothing on the CPU; the observations wait for the first ``add``."""
         self.storage_device = device
         shape = self.buffer_size, self.n_envs
+        check_memory(math.prod(shape), math.prod(shape) * _bytes_per_leaf(self.action_space), device)
         self._transitions = TransitionStore(*shape, self.action_dim, self._action_dtype, device)
         self._observations = ObservationStore(self.observation_space, *shape, device)
         self._priorities = PrioritySampler(math.prod(shape), self.alpha, self.weight_norm, device, seed)
-        # What was added that is not finite, for the next sample to raise
-        self._non_finite = ""
+        # By slot, what was added that is not finite, for the next sample to raise
+        self._non_finite: dict[int, str] = {}
 
     @staticmethod
     def estimate_memory(
@@ -270,7 +274,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if self.size() == 0:
             raise ValueError("the replay buffer is empty: nothing to sample")
         if self._non_finite:
-            raise ValueError(self._non_finite)
+            raise ValueError(next(iter(self._non_finite.values())))
         self._priorities.prepare()
 
     def _get_samples(  # type: ignore[override]
@@ -284,7 +288,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         leaf_indices = to_array(batch_inds, self.storage_device)
         normalize = None if env is None else lambda rewards: self._normalize_rewards(rewards, env)
-        actions, windows = self._transitions.get(leaf_indices, self.n_steps, self.gamma, normalize)
+        n_steps = self.longest_window or self.n_steps
+        actions, windows = self._transitions.get(leaf_indices, n_steps, self.gamma, normalize)
         returns, discounts, last_leaves, dones = windows
         observations, next_observations = self._observations.get(leaf_indices, last_leaves)
         if env is not None:
@@ -337,7 +342,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         super().reset()
         self._priorities.clear()
         self._observations = ObservationStore(self.observation_space, self.buffer_size, self.n_envs, self.storage_device)
-        self._non_finite = ""
+        self._non_finite = {}
 
     # What SB3's buffers have as arrays; copies here, for inspection
 
@@ -379,7 +384,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         n_leaves = self.size() * self.n_envs
         return {
             "position": (self.pos, self.full),
-            "non_finite": self._non_finite,
+            "non_finite": dict(self._non_finite),
             "transitions": self._transitions.state(n_leaves),
             "observations": self._observations.state(n_leaves),
             "priorities": self._priorities.state(),
@@ -393,14 +398,15 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         self._allocate(self.storage_device, seed=0)
         self.pos, self.full = state["position"]
-        self._non_finite = state["non_finite"]
+        self._non_finite = dict(state["non_finite"])
         self._transitions.load_state(state["transitions"])
         self._observations.load_state(state["observations"])
         self._priorities.load_state(state["priorities"])
 
     def __getstate__(self) -> dict[str, Any]:
         """:return: everything, arrays only as far as they are filled"""
-        return {name: value for name, value in self.__dict__.items() if name not in _ROOMS} | {"_state": self.state()}
+        kept = {name: value for name, value in self.__dict__.items() if name not in _ROOMS}
+        return kept | {"_state": self.state(), "longest_window": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """
@@ -414,12 +420,13 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     def _note_non_finite(self, reward: np.ndarray, *observations: dict[str, np.ndarray]) -> None:
         """Remember what is not finite. An infinite observation may be meant, and is left to the loss to judge."""
+        self._non_finite.pop(self.pos, None)
         if not all(map(math.isfinite, reward.tolist())):
-            self._non_finite = f"reward={reward.tolist()}: not finite, stored in slot {self.pos}"
+            self._non_finite[self.pos] = f"reward={reward.tolist()}: not finite, stored in slot {self.pos}"
         for key, entry in (item for entries in observations for item in entries.items()):
             # The sum of squares is nan only if an element is
             if entry.dtype.kind == "f" and math.isnan(np.vdot(entry, entry)):
-                self._non_finite = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
+                self._non_finite[self.pos] = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
 
     def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
         return _each(lambda entry: to_array(entry, self.storage_device), env.normalize_obs(_each(to_numpy, observations)))
@@ -434,6 +441,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         return array.reshape(self.buffer_size, self.n_envs, *leaves.shape[1:])
 
     def _copy_observations(self, which: int) -> Obs:
+        if self.size() == 0:
+            raise ValueError("the replay buffer is empty: it has no observations yet")
         leaves = to_array(np.arange(self.size() * self.n_envs), self.storage_device)
         return _each(self._copy, self._observations.get(leaves, leaves)[which])
 

@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_rainbow.replay.arrays import Array, available_memory
+from sb3_rainbow.replay.arrays import Array, check_memory
 from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack, likely_depth
 
 Obs = np.ndarray | dict[str, np.ndarray]
@@ -123,13 +123,7 @@ class ObservationStore:
         stacks = {k: find_stack(obs[k][on], next_obs[k][on]) for k, (shape, _) in self._entries.items() if len(shape) >= 3}
         # Where nothing moves, a stack is a guess, and may save less
         known = {key: stack for key, stack in stacks.items() if not np.array_equal(obs[key][on], next_obs[key][on])}
-        needed = self.estimate_memory(known) + others
-        available = available_memory(self._device)
-        if needed > available:
-            raise MemoryError(
-                f"buffer_size={self._n_slots * self._n_envs}: the replay buffer needs {needed / 2**30:.2f} GiB "
-                f"on {self._device}, where {available / 2**30:.2f} GiB are available"
-            )
+        check_memory(self._n_slots * self._n_envs, self.estimate_memory(known) + others, self._device)
         self._make_stores(stacks)
 
     def add(self, slot: int, obs: dict[str, np.ndarray], next_obs: dict[str, np.ndarray]) -> None:
