@@ -77,8 +77,9 @@ check-codestyle: .venv/ready
 
 commit-checks: format type lint
 
+# What was trained, in logs, stays
 clean:
-	rm -rf .venv dist build logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/ready: pyproject.toml hatch_build.py sb3_rainbow_zoo.pth
 	$(PYTHON) -m venv .venv

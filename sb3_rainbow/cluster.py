@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 
-def connect(address: str | None = None, num_cpus: float | None = None) -> Any:
+def connect(address: str | None = None, num_cpus: int | None = None) -> Any:
     """
     Join a cluster, or start a Ray of this machine's own.
 

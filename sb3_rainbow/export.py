@@ -33,7 +33,12 @@ def export_onnx(model: RainbowDQN, path: str | Path) -> None:
 
     :param model: a trained model
     :param path: the file; it is overwritten
+    :raises ImportError: if the extra ``onnx`` is not installed
     """
+    try:
+        import onnxscript  # noqa: F401  (torch's exporter needs it)
+    except ModuleNotFoundError as error:
+        raise ImportError(f'the export needs: pip install "sb3-rainbow[onnx]" ({error})') from error
     space = model.observation_space
     keys = list(space.spaces) if isinstance(space, spaces.Dict) else None
     entries = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]

@@ -1,4 +1,4 @@
-"""Settings by name: the papers' and the notebook's. The YAML files of RL Zoo are the only source of their values."""
+"""Settings by name: the papers', the notebook's and ours. The YAML files of RL Zoo are the only source of their values."""
 
 from pathlib import Path
 from typing import Any

@@ -44,7 +44,7 @@ ARROWS = {
     "checkpoint.state": {"checkpoint.folder", "checkpoint.encoding", "rainbow", "replay.buffer"},
     "checkpoint.callback": {"checkpoint.folder", "checkpoint.state", "rainbow"},
     "checkpoint": {"checkpoint.folder", "checkpoint.state", "checkpoint.callback"},
-    "sweep.suite": {"presets"},
+    "sweep.suite": {"presets", "zoo"},
     "sweep.curve": set(),
     "sweep.evaluation": set(),
     "sweep.attempt": {"sweep.suite", "checkpoint.folder", "zoo"},
@@ -107,6 +107,14 @@ def test_imports_follow_the_arrows(path):
 
 def test_every_room_is_drawn():
     assert {room(path) for path in MODULES} == set(ARROWS)
+
+
+def test_every_room_is_in_the_table_for_contributors():
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## The house")[2].partition("\nWho may import")[0]
+    named = set(re.findall(r"`([\w/]+)\.py`", table))
+    for path in MODULES:
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        assert name in named or path.stem in named or path.stem.startswith("__"), f"{name} is not in the table"
 
 
 def test_a_room_is_read_in_one_sitting():

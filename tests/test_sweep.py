@@ -38,6 +38,7 @@ FOUR: dict[str, Any] = {
     "evaluation": {"n_games": 2},
 }
 TWO = FOUR | {"overrides": {"three": {"n_steps": 3}}}
+SEARCH = {"kind": "optimize", "envs": {"CartPole-v1": 10}, "algorithms": {"rainbow": {"algo": "rainbow"}}, "trials": 1}
 
 
 def write(folder: Path, suite: dict[str, Any]) -> Path:
@@ -464,6 +465,20 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"evaluation": {"epsilon": 2}}, "s: evaluation: epsilon=2: must be a number in [0, 1]"),
     ({"milestone": "high"}, "s: milestone='high': must be a number"),
     ({"reference": "ppo"}, "s: reference='ppo': must be one of 'rainbow'"),
+    ({"reference": None}, "s: reference=None: must be left out, or something"),
+    ({"reference": "rainbow", "overrides": {"one": {"n_steps": 1}}}, "s: reference='rainbow': must be one of 'rainbow-one'"),
+    ({"num_gpus": 1000}, "s: num_gpus=1000: this machine has "),
+    (
+        {
+            "algorithms": {"a": {"algo": "rainbow"}, "a-b": {"algo": "rainbow"}},
+            "overrides": {"": {}, "b": {"n_steps": 1}},
+        },
+        "s: a-b in CartPole-v1 and a-b in CartPole-v1: both are called a-b-CartPole-v1-0",
+    ),
+    (
+        {"algorithms": {"a": {"algo": "dqn", "config": "low_budget"}}},
+        "s: algorithms: a: config='low_budget': no such file, nor, for rainbow, one of",
+    ),
     ({"kind": "race"}, "s: kind='race': must be one of 'train', 'optimize'"),
     ({"kind": "optimize"}, "s: seeds=[0, 1]: unknown key"),
 ]
@@ -486,6 +501,9 @@ def test_what_is_wrong_with_a_suite_is_said_before_anything_starts(tmp_path, cha
         ("[1", [], "cannot be read as YAML"),
         ("3", [], "must be a mapping"),
         ("{a: {}, b: {}}", [], "holds several suites: say which by --suite, one of a, b"),
+        ("{envs: {CartPole-v1: 10}, seeds: [0]}", [], "suite: algorithms=None: must be given"),
+        (yaml.safe_dump(SEARCH | {"search": {"sampler": "grid"}}), [], "sampler='grid': must be one of 'random', 'tpe'"),
+        (yaml.safe_dump(SEARCH | {"search": {"n_evaluations": 0}}), [], "n_evaluations=0: must be an integer, at least 1"),
         ("{a: {}, b: {}}", ["--suite", "c"], "suite='c': must be one of 'a', 'b'"),
         (yaml.safe_dump(TWO), ["--only", "nothing"], "only='nothing': no run of suite is called so"),
         (yaml.safe_dump(TWO), ["--jobs", "0"], "jobs=0: must be an integer, at least 1"),
@@ -602,6 +620,7 @@ def test_ray_is_used_where_it_brings_something(tmp_path, monkeypatch, options, n
     find = driver.importlib.util.find_spec
     monkeypatch.setattr(driver.importlib.util, "find_spec", lambda name: name == "ray" or find(name))
     monkeypatch.setattr(driver, "Ray", FakeRay)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     if variable:
         monkeypatch.setenv("RAY_ADDRESS", variable)
     with pytest.raises(Used, match=engine):

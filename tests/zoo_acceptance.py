@@ -221,9 +221,11 @@ def test_other_algorithms_keep_their_own_config(install):
     assert "rl_zoo3/hyperparams/dqn.yml" in result.output
 
 
-def test_the_hook_can_be_switched_off(install):
+def test_the_hook_can_be_switched_off_and_our_own_entry_works_without_it(install):
     result = install.zoo("train", "--help", SB3_RAINBOW_NO_ZOO="1")
     assert "rainbow" not in result.output
+    result = install.run("-m", "sb3_rainbow.zoo", "train", "--help", SB3_RAINBOW_NO_ZOO="1")
+    assert "rainbow" in result.output.replace("sb3_rainbow", "")
 
 
 def test_a_failing_hook_is_one_warning_with_a_way_out_and_harms_nobody(install):

@@ -83,6 +83,8 @@ def diagnose(model: DQN, steps: list[dict[str, Any]]) -> dict[str, float]:
     ordered = np.sort(q["mean"], axis=2)
     returns = discounted(stacked["rewards"], stacked["dones"], model.gamma)
     ended = ~np.isnan(returns)
+    if not ended.any():
+        raise SystemExit(f"no episode ended within {len(steps)} steps: raise --steps")
     predicted = np.take_along_axis(q["mean"], stacked["actions"][..., None], 2)[..., 0]
     numbers = {
         "steps that count": float(ended.sum()),

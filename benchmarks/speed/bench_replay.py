@@ -27,7 +27,18 @@ from replay_peers import ACTIONS, PEERS, SHAPE, Contender, Ours
 HERE = Path(__file__).parent
 EPISODE = 400
 BATCH_SIZES = (32, 256, 512)
-PACKAGES = ("sb3-rainbow", "torch", "numpy", "stable-baselines3", "tianshou", "torchrl", "cpprb", "pfrl")
+PACKAGES = (
+    "sb3-rainbow",
+    "torch",
+    "numpy",
+    "stable-baselines3",
+    "sb3-contrib",
+    "ale-py",
+    "tianshou",
+    "torchrl",
+    "cpprb",
+    "pfrl",
+)
 
 
 class Stream:

@@ -5,7 +5,6 @@ Agent steps per second of whole training loops, learning active: ours against SB
 """
 
 import argparse
-import importlib.metadata
 import json
 import time
 from pathlib import Path
@@ -97,11 +96,7 @@ def main() -> None:
     loops = {
         name: {part: [answer[part] for answer in rounds] for part in ("speed", "split")} for name, rounds in answers.items()
     }
-    about = machine()
-    about["versions"] |= {
-        name: importlib.metadata.version(name) for name in ("stable-baselines3", "sb3-contrib", "ale-py") if name not in failed
-    }
-    results = {"machine": about, "threads": args.threads, "loops": loops, "failed": failed}
+    results = {"machine": machine(), "threads": args.threads, "loops": loops, "failed": failed}
     print(report(results))
     if not args.smoke:
         args.out.mkdir(exist_ok=True)

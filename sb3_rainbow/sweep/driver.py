@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import json
+import math
 import os
 import signal
 import sys
@@ -52,9 +53,22 @@ def _summary(run: Run) -> str:
         return "done"
 
 
+def _cores() -> int:
+    """Those that this process may use: of a job in a cluster, not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_gpus(name: str, num_gpus: float) -> None:
+    """Of this machine. A cluster may get its nodes later."""
+    import torch as th
+
+    if num_gpus > th.cuda.device_count():
+        raise ValueError(f"{name}: num_gpus={num_gpus}: this machine has {th.cuda.device_count()}")
+
+
 def _jobs(suite: dict[str, Any]) -> int:
     """How many runs this machine has room for."""
-    rooms = [(os.cpu_count() or 1) / suite["num_cpus"]]
+    rooms = [_cores() / suite["num_cpus"]]
     if suite["num_gpus"] > 0:
         import torch as th
 
@@ -62,7 +76,7 @@ def _jobs(suite: dict[str, Any]) -> int:
     return max(1, int(min(rooms)))
 
 
-def _engine(args: argparse.Namespace, num_cpus: float, num_gpus: float) -> Engine:
+def _engine(args: argparse.Namespace, num_cpus: int, num_gpus: float) -> Engine:
     """Ray where it brings something: a cluster, or shares of GPUs. On one machine its daemons only cost some percent."""
     if args.engine == "processes":
         return Processes()
@@ -100,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         check_integer("jobs", args.jobs, 1)
     beside = str(args.suites.resolve().parent)
     check_known(name, suite, beside)
+    if not (args.address or "RAY_ADDRESS" in os.environ) or args.engine == "processes":
+        _check_gpus(name, suite["num_gpus"])
     runs = [run for run in expand(name, suite, args.out.resolve(), beside) if args.only in run.name]
     if not runs:
         raise ValueError(f"only={args.only!r}: no run of {name} is called so")
@@ -112,7 +128,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Nothing to do: no need for Ray
     all_done = all(run.is_done for run in runs)
-    num_cpus = max(os.cpu_count() or 1, (args.jobs or 0) * suite["num_cpus"])
+    # Ray's are whole. More than there are, if that is what was asked for: it would wait for them for ever
+    num_cpus = max(_cores(), math.ceil((args.jobs or 1) * suite["num_cpus"]))
     engine = Processes() if all_done else _engine(args, num_cpus, suite["num_gpus"])
     # A cluster knows itself how many it has room for
     jobs = args.jobs or (len(runs) if isinstance(engine, Ray) else _jobs(suite))

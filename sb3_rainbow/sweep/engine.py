@@ -158,7 +158,7 @@ class Ray:
     :param num_cpus: cores of this machine's own Ray
     """
 
-    def __init__(self, address: str | None, num_cpus: float) -> None:
+    def __init__(self, address: str | None, num_cpus: int) -> None:
         self._ray = connect(address, num_cpus)
         # Ray's workers get the functions' code. Importing them would import torch there, for a process that only waits
         self._ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from sb3_rainbow import zoo
 from sb3_rainbow.arguments import check_choice, check_integer, check_number
 from sb3_rainbow.presets import PRESETS
 
@@ -40,6 +41,7 @@ ALGORITHM = ("algo", "config", "hyperparams")
 EVALUATION = ("n_games", "epsilon", "deterministic", "seed")
 #: RL Zoo's arguments of the same names
 SEARCH = ("sampler", "pruner", "n_startup_trials", "n_evaluations", "eval_episodes", "n_eval_envs")
+SEARCH_CHOICES = {"sampler": ("random", "tpe", "auto"), "pruner": ("halving", "median", "none")}
 
 
 class Run(NamedTuple):
@@ -149,7 +151,7 @@ def read(path: Path, name: str | None = None) -> tuple[str, dict[str, Any]]:
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML ({error})") from error
     _check_mapping(str(path), content)
-    if "envs" in content and "algorithms" in content:
+    if content.keys() & {"kind", "envs", "algorithms"}:
         content = {path.stem: content}
     if name is None:
         if len(content) > 1:
@@ -169,7 +171,7 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     suite = defaults | suite
     for key, value in suite.items():
         if value is None:
-            raise ValueError(f"{name}: {key}=None: must be given")
+            raise ValueError(f"{name}: {key}=None: must be {'given' if defaults[key] is None else 'left out, or something'}")
     _check_mapping(f"{name}: envs", suite["envs"])
     for env, steps in suite["envs"].items():
         check_integer(f"{name}: envs: {env}", steps, 1)
@@ -187,7 +189,7 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     if kind == "optimize":
         for key, low in (("trials", 1), ("workers", 1), ("seed", 0)):
             check_integer(f"{name}: {key}", suite[key], low)
-        _check_keys(f"{name}: search", suite["search"], SEARCH)
+        _check_search(f"{name}: search", suite["search"])
         if not isinstance(suite["storage"], str):
             raise ValueError(
                 f"{name}: storage={suite['storage']!r}: must be a file that ends in .log, or a database's address"
@@ -195,6 +197,15 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     else:
         _check_training(name, suite)
     return suite
+
+
+def _check_search(key: str, search: Any) -> None:
+    _check_keys(key, search, SEARCH)
+    for name, value in search.items():
+        if name in SEARCH_CHOICES:
+            check_choice(f"{key}: {name}", value, SEARCH_CHOICES[name])
+        else:
+            check_integer(f"{key}: {name}", value, 0 if name == "n_startup_trials" else 1)
 
 
 def _check_training(name: str, suite: dict[str, Any]) -> None:
@@ -216,8 +227,13 @@ def _check_training(name: str, suite: dict[str, Any]) -> None:
     check_choice(f"{name}: evaluation: deterministic", evaluation.get("deterministic", True), (True, False))
     check_integer(f"{name}: evaluation: seed", evaluation.get("seed", 0), 0)
     if suite["reference"]:
-        check_choice(f"{name}: reference", suite["reference"], list(suite["algorithms"]))
+        check_choice(f"{name}: reference", suite["reference"], _labels(suite))
     check_number(f"{name}: milestone", suite["milestone"], -math.inf, math.inf)
+
+
+def _labels(suite: dict[str, Any]) -> list[str]:
+    """Of every algorithm with every override."""
+    return [f"{label}-{override}" if override else label for label in suite["algorithms"] for override in suite["overrides"]]
 
 
 def _algorithm(key: str, label: str, settings: Any, folder: Path) -> dict[str, Any]:
@@ -228,12 +244,12 @@ def _algorithm(key: str, label: str, settings: Any, folder: Path) -> dict[str, A
         raise ValueError(f"{key}: algo={settings.get('algo')!r}: must be a name of RL Zoo's, such as rainbow")
     _check_hyperparams(f"{key}: hyperparams", settings.get("hyperparams", {}))
     config = settings.get("config")
-    if config is None or config in PRESETS:
+    if config is None or (config in PRESETS and settings["algo"] == zoo.ALGO):
         return dict(settings)
     for base in (folder, Path()):  # beside the suite, or where the command is given
         if isinstance(config, str) and (base / config).is_file():
             return settings | {"config": str((base / config).resolve())}
-    raise ValueError(f"{key}: config={config!r}: no such file, and not one of {', '.join(PRESETS)}")
+    raise ValueError(f"{key}: config={config!r}: no such file, nor, for {zoo.ALGO}, one of {', '.join(PRESETS)}")
 
 
 def _check_mapping(key: str, value: Any) -> None:
@@ -271,9 +287,20 @@ def expand(name: str, suite: dict[str, Any], out: Path, python_path: str = "") -
     :param out: folder of all results
     :param python_path: where modules beside the suite are found
     :return: its runs, all environments and algorithms of one seed first
+    :raises ValueError: if two would have the same folder
     """
-    if suite["kind"] == "optimize":
-        return _searches(name, suite, out, python_path)
+    runs = (
+        _searches(name, suite, out, python_path) if suite["kind"] == "optimize" else _trainings(name, suite, out, python_path)
+    )
+    seen: dict[Path, Run] = {}
+    for run in runs:
+        other = seen.setdefault(run.folder, run)
+        if other is not run:
+            raise ValueError(f"{name}: {other.label} in {other.env} and {run.label} in {run.env}: both are called {run.name}")
+    return runs
+
+
+def _trainings(name: str, suite: dict[str, Any], out: Path, python_path: str) -> list[Run]:
     return [
         Run(
             folder=out / name / f"{full}-{env.replace('/', '-')}-{seed}",
@@ -344,6 +371,8 @@ def check_known(name: str, suite: dict[str, Any], python_path: str = "") -> None
         raise ImportError(f'a sweep trains through RL Zoo: pip install "sb3-rainbow[zoo]" ({error})') from error
     import gymnasium as gym
     from rl_zoo3 import ALGOS
+
+    zoo.register()
 
     if python_path and python_path not in sys.path:
         sys.path.append(python_path)
