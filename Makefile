@@ -11,7 +11,7 @@ LOGS ?= logs
 CONF ?=
 BIN := .venv/bin
 
-.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-sweep bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
+.PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-checkpoint bench-sweep bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean
 
 # Train on a real game through RL Zoo, then draw the learning curve and film the agent
 train: .venv/ready
@@ -43,6 +43,9 @@ bench-update: .venv/ready
 
 bench-atari: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_atari.py
+
+bench-checkpoint: .venv/ready
+	$(BIN)/python benchmarks/speed/bench_checkpoint.py
 
 bench-sweep: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_sweep.py

@@ -25,7 +25,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
-from sb3_rainbow import RainbowDQN
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 
 PARTS = [
     {},
@@ -328,6 +328,15 @@ def test_a_new_call_of_learn_closes_the_open_episode():
     assert timeouts.tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     model.learn(5, reset_num_timesteps=False)  # goes on with the episode
     assert model.replay_buffer.timeouts[9, 0] == 0
+
+
+def test_a_replay_with_its_own_alpha_gets_priorities():
+    settings = {"replay_buffer_class": PrioritizedNStepReplayBuffer, "buffer_size": 100, "learning_starts": 20, "seed": 0}
+    given = RainbowDQN("MlpPolicy", "CartPole-v1", prioritized=False, replay_buffer_kwargs={"alpha": 0.5}, **settings).learn(
+        60
+    )
+    expected = RainbowDQN("MlpPolicy", "CartPole-v1", **settings).learn(60)
+    assert given.replay_buffer.max_priority == expected.replay_buffer.max_priority != 1
 
 
 class Clock(gym.Env):

@@ -1,3 +1,3 @@
-"""Callbacks that suites.yml names as the runs in results/ did, from when they were no part of the package."""
+"""``callbacks.FewerSteps`` was here before it was in the package: settings of done runs name it so, and must not change."""
 
 from sb3_rainbow.callbacks import FewerSteps as FewerSteps

@@ -19,6 +19,8 @@ from turns import serve, spread, take_turns
 HERE = Path(__file__).parent
 #: Numerator, denominator
 RATIOS = (
+    ("sb3-rainbow, six parts", "tianshou Rainbow"),
+    ("sb3-rainbow, six parts", "PFRL Rainbow"),
     ("sb3-rainbow", "tianshou Rainbow"),
     ("sb3-rainbow", "PFRL Rainbow"),
     ("sb3-rainbow", "the notebook's loop"),

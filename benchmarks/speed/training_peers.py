@@ -282,6 +282,7 @@ def qr_dqn() -> Contender:
 CONTENDERS: dict[str, Callable[[], Contender]] = {
     "sb3-rainbow": lambda: SB3Like(RainbowDQN),
     "sb3-rainbow, bf16": lambda: SB3Like(RainbowDQN, amp="bf16"),
+    "sb3-rainbow, six parts": lambda: SB3Like(RainbowDQN, n_atoms=51),  # as the other Rainbows
     "SB3 DQN": lambda: SB3Like(DQN),
     "sb3-contrib QR-DQN": qr_dqn,
     "tianshou Rainbow": TianshouRainbow,
