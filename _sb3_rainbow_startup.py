@@ -22,6 +22,7 @@ class ZooFinder:
     """Finds ``MODULES`` as the other finders do, and extends each one right after it was executed."""
 
     busy = False
+    warned = False
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
@@ -63,6 +64,9 @@ def extend(module: "ModuleType") -> None:
 
         zoo.PATCHES[module.__name__](module)
     except Exception as error:
+        if ZooFinder.warned:  # the other modules fail as the first one did
+            return
+        ZooFinder.warned = True
         import warnings
 
         message = (

@@ -1,7 +1,10 @@
 """Shared fixtures."""
 
+import random
+
 import ale_py
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
 
@@ -11,6 +14,14 @@ pytest.register_assert_rewrite("zoo_acceptance")
 gym.register_envs(ale_py)
 # Two cores, and often two test processes: more threads only wait for each other
 th.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same draws, whatever tests came before."""
+    random.seed(0)
+    np.random.seed(0)
+    th.manual_seed(0)
 
 
 @pytest.fixture(params=["numpy", "torch"])

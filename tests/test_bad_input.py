@@ -181,6 +181,15 @@ def test_overflowing_values_are_named_and_not_learned_from():
     assert all(th.equal(p, q) for p, q in zip(before, model.q_net.parameters(), strict=True))
 
 
+def test_a_gradient_that_is_not_finite_is_named_and_not_learned_from():
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=20, seed=0).learn(21)
+    before = [p.clone() for p in model.policy.parameters()]
+    next(model.q_net.parameters()).register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(ValueError, match="the gradient is not finite"):
+        model.train(1, batch_size=8)
+    assert all(th.equal(p, q) for p, q in zip(before, model.policy.parameters(), strict=True))
+
+
 def test_plain_dqn_really_is_poisoned_by_one_nan():
     """What the guard is for: if SB3 ever stops this itself, it can go."""
     model = DQN("MlpPolicy", Spoiled(gym.make("CartPole-v1"), reward=math.nan), learning_starts=20, buffer_size=100, seed=0)

@@ -129,6 +129,15 @@ def test_the_film_is_of_the_median_game(tmp_path, untrained):
     assert median // 4 < len(imageio.imread(tmp_path / "film.gif")) <= median // 2
 
 
+def test_a_run_of_rl_zoo_is_drawn_and_filmed(untrained):
+    command = [sys.executable, ROOT / "examples/show_run.py", untrained.parent, "--env", "CartPole-v1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pictures = [path for ending in ("png", "gif") for path in untrained.rglob(f"*.{ending}")]
+    assert len(pictures) == 2
+    assert all(str(path) in done.stdout and imageio.imread(path).std() > 0 for path in pictures)
+
+
 def test_values_are_set_against_the_returns_that_followed(untrained):
     command = [sys.executable, ROOT / "benchmarks/learning/diagnose.py", untrained, "--steps", "180"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -58,6 +58,7 @@ def test_factorised_noise_is_a_signed_root_of_a_normal():
     normal = layer.weight_noise.sign() * layer.weight_noise**2
     assert abs(normal.mean().item()) < 0.01
     assert abs(normal.std().item() - 1) < 0.01
+    assert abs(normal.abs().mean().item() - math.sqrt(2 / math.pi)) < 0.01
 
 
 @pytest.mark.parametrize("noise", KINDS)

@@ -1,12 +1,15 @@
 """Settings by name build what the papers describe."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch as th
 import yaml
+from stable_baselines3 import DQN
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_rainbow import RainbowDQN, preset
+from sb3_rainbow import RainbowDQN, preset, zoo
 from sb3_rainbow.presets import PRESETS, hyperparams_path
 from sb3_rainbow.rainbow import ADAM_EPS
 
@@ -102,11 +105,11 @@ def test_a_low_budget_is_what_the_results_were_measured_with():
 
 
 def test_every_number_is_one_in_yaml_too():
-    for name in PRESETS:
-        settings = yaml.safe_load(hyperparams_path(name).read_text())["atari"]
-        # RL Zoo's schedules are texts
-        texts = [value for value in settings.values() if isinstance(value, str) and not value.startswith("lin_")]
-        assert not any(character.isdigit() for text in texts for character in text), "YAML took a number for a text"
+    for path in hyperparams_path("rainbow").parent.glob("*.yml"):
+        for section, settings in yaml.safe_load(path.read_text()).items():
+            # RL Zoo's schedules and dicts are texts
+            texts = [text for text in settings.values() if isinstance(text, str) and not text.startswith(("lin_", "dict("))]
+            assert not any(character.isdigit() for text in texts for character in text), f"{path}: {section}"
 
 
 def test_a_preset_that_there_is_not_is_named():
@@ -121,3 +124,10 @@ def test_the_small_network_refuses_what_it_cannot_see():
     small = RainbowDQN("DataEfficientCnnPolicy", FakeImageEnv(6, 25, 49, 1, channel_first=True), buffer_size=10)
     assert small.q_net.features_dim == 64
     assert small.q_net(th.zeros(3, 1, 25, 49, dtype=th.uint8)).shape == (3, 6)
+
+
+def test_a_name_that_somebody_else_has_taken_in_rl_zoo_is_left_to_them():
+    module = SimpleNamespace(ALGOS={"rainbow": DQN})
+    with pytest.warns(RuntimeWarning, match=r"'rainbow' is .*DQN.*: left as it is"):
+        zoo.PATCHES["rl_zoo3.utils"](module)
+    assert module.ALGOS == {"rainbow": DQN}

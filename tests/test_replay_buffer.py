@@ -103,6 +103,14 @@ class BufferMachine(RuleBasedStateMachine):
                 self.leaves[slot * self.n_envs : (slot + 1) * self.n_envs] = priorities[i] ** self.alpha
             self.largest = max(self.largest, priorities.max())
 
+    @rule()
+    def truncate(self):
+        self.buffer.truncate_last_trajectory()
+        self.stacks = [self._first_stack() for _ in range(self.n_envs)]
+        if self.history:
+            last = self.history[-1]
+            last["timeout"], last["done"] = last["timeout"] | ~last["done"], np.ones(self.n_envs, dtype=bool)
+
     @rule(batch_size=st.integers(1, 40), beta=st.floats(0, 1))
     def sample_and_update(self, batch_size, beta):
         if not self.history:
@@ -241,7 +249,17 @@ def test_reset_forgets_everything_but_the_largest_priority():
     assert to_numpy(buffer._priorities.leaves)[0] == pytest.approx(7**0.5)
 
 
-def test_nothing_is_allocated_before_the_first_transition():
+def test_samples_come_to_another_device_and_their_leaves_stay():
+    buffer = PrioritizedNStepReplayBuffer(10, VECTORS, ACTIONS, "meta")
+    zeros = np.zeros((1, 2))
+    buffer.add(zeros, zeros, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    samples = buffer.sample(4)
+    assert all(getattr(samples, name).is_meta for name in samples._fields if name != "leaf_indices")
+    assert samples.leaf_indices.device.type == "cpu"
+
+
+def test_nothing_is_allocated_before_the_first_transition(monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.replay.arrays.available_memory", lambda device: 2**40)
     before = psutil.Process().memory_info().rss
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     buffer = PrioritizedNStepReplayBuffer(1_000_000, space, ACTIONS, "cpu")
@@ -253,10 +271,11 @@ def test_nothing_is_allocated_before_the_first_transition():
     assert psutil.Process().memory_info().rss - before < 100e6
 
 
-def test_a_buffer_that_will_not_fit_is_refused_with_both_numbers():
+def test_a_buffer_that_will_not_fit_is_refused_with_both_numbers(monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.replay.arrays.available_memory", lambda device: 2**33)
     space = spaces.Box(0, 255, (4, 84, 84), np.uint8)
     buffer = PrioritizedNStepReplayBuffer(10**8, space, ACTIONS, "cpu")
-    with pytest.raises(MemoryError, match=r"buffer_size=100000000: .* needs 6\d\d\.\d\d GiB on cpu, where \d+\.\d\d GiB are"):
+    with pytest.raises(MemoryError, match=r"buffer_size=100000000: .* needs 6\d\d\.\d\d GiB on cpu, where 8.00 GiB are"):
         buffer.add(
             np.zeros((1, 4, 84, 84), np.uint8), np.zeros((1, 4, 84, 84), np.uint8), np.zeros(1), np.zeros(1), np.zeros(1), [{}]
         )

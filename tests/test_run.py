@@ -88,6 +88,7 @@ def test_several_environments_train(n_envs, vec_env_class):
     model = RainbowDQN("MlpPolicy", env, learning_starts=30, buffer_size=100).learn(300)
     assert model.replay_buffer.buffer_size == 100 // n_envs
     assert model.replay_buffer.full
+    assert model._n_updates > 0
     env.close()
 
 
@@ -120,6 +121,7 @@ def test_every_observation_space_that_sb3_knows_trains(space, n_envs):
 
     model = RainbowDQN("MlpPolicy", make_vec_env(Env, n_envs), learning_starts=20, buffer_size=50, train_freq=2)
     model.learn(100)
+    assert model._n_updates > 0
     evaluate_policy(model, Monitor(Env()), n_eval_episodes=2)
 
 
@@ -134,6 +136,7 @@ def test_images_train_and_are_transposed(channel_first):
     env = FakeImageEnv(screen_height=40, screen_width=41, n_channels=3, channel_first=channel_first)
     model = RainbowDQN("CnnPolicy", env, buffer_size=250, learning_starts=20, policy_kwargs={"net_arch": [16]})
     model.learn(60)
+    assert model._n_updates > 0
     obs, _ = env.reset()
     assert model.predict(obs, deterministic=True)[0].shape == ()
 
@@ -142,6 +145,7 @@ def test_stacked_images_of_several_environments_train():
     env = VecFrameStack(make_vec_env(lambda: FakeImageEnv(4, 40, 41, 1), 2), 3)
     model = RainbowDQN("CnnPolicy", env, buffer_size=100, learning_starts=20, policy_kwargs={"net_arch": [16]})
     model.learn(80)
+    assert model._n_updates > 0
     assert model.replay_buffer._observations._stores[""].n_stack == 3
 
 
@@ -160,6 +164,7 @@ def test_normalised_float_images_train():
         policy_kwargs={"normalize_images": False, "net_arch": [16]},
     )
     model.learn(60)
+    assert model._n_updates > 0
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
@@ -197,11 +202,15 @@ def test_a_dict_of_one_vector_and_the_vector_give_the_same_actions():
     assert th.equal(*(th.cat([p.flatten() for p in m.policy.parameters()]) for m in models))
 
 
-def test_vecnormalize_trains_and_its_rewards_are_stored_raw():
+def test_vecnormalize_trains_and_its_rewards_are_stored_raw(monkeypatch):
     env = VecNormalize(make_vec_env("CartPole-v1", 2), clip_reward=0.1)
     model = RainbowDQN("MlpPolicy", env, learning_starts=50, seed=0).learn(200)
     assert set(np.unique(model.replay_buffer.rewards[:50])) == {1.0}
-    assert model.replay_buffer.sample(8, env).rewards.max() <= 0.3
+    seen, sample = [], model.replay_buffer.sample
+    monkeypatch.setattr(model.replay_buffer, "sample", lambda *args: seen.append(sample(*args)) or seen[-1])
+    model.train(3, 8)
+    assert len(seen) == 3
+    assert max(batch.rewards.max() for batch in seen) <= 0.3, "three times the largest normalised one"
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

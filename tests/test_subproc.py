@@ -52,8 +52,10 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
 
 
 def test_a_hanging_worker_is_named_within_the_timeout():
-    env = make_env(timeout=1)
+    env = make_env()
     env.reset()
+    for remote in env.remotes:
+        remote.timeout = 1
     os.kill(env.processes[0].pid, signal.SIGSTOP)
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):

@@ -1,5 +1,6 @@
 """A sweep ends with the same numbers, whatever dies meanwhile; what is wrong with a suite is said before anything starts."""
 
+import contextlib
 import io
 import json
 import math
@@ -38,7 +39,6 @@ FOUR: dict[str, Any] = {
     "evaluation": {"n_games": 2},
 }
 TWO = FOUR | {"overrides": {"three": {"n_steps": 3}}}
-SEARCH = {"kind": "optimize", "envs": {"CartPole-v1": 10}, "algorithms": {"rainbow": {"algo": "rainbow"}}, "trials": 1}
 
 
 def write(folder: Path, suite: dict[str, Any]) -> Path:
@@ -108,8 +108,9 @@ def kill_each(folder: Path, sweep: subprocess.Popen, n_runs: int, victim: Callab
         for name, process in under_way(folder).items():
             if name not in killed:
                 time.sleep(generator.random() / 5)
-                victim(process).kill()
-                killed.add(name)
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                    victim(process).kill()
+                    killed.add(name)
         time.sleep(0.02)
 
 
@@ -347,7 +348,10 @@ def test_a_run_that_is_killed_while_it_is_evaluated_trains_no_more(undisturbed, 
     sweep = start(tmp_path, "--engine", "processes")
     wait_for(lambda: list(tmp_path.glob("s/*/attempt-0001/zoo/rainbow/*/CartPole-v1.zip")))
     of_attempts(tmp_path).popitem()[1].kill()
+    (curve,) = tmp_path.glob("s/*/attempt-0001/curve.csv")
+    before = curve.read_text()
     finish(sweep)
+    assert (curve.parents[1] / "curve.csv").read_text() == before, "its seconds would be others"
     assert [manifest["attempts"] for manifest in manifests(tmp_path).values()] == [2]
     assert hashes(tmp_path).items() <= hashes(undisturbed).items()
     same_curves(tmp_path, undisturbed)

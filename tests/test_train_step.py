@@ -1,5 +1,6 @@
 """One update, against an independent derivation from the papers; and what must not be in it."""
 
+import csv
 from functools import partial
 
 import numpy as np
@@ -81,11 +82,36 @@ def errors_of_distributions(batch, next_outputs, chooser, outputs):
     return th.stack(errors), th.stack(errors)
 
 
+def errors_of_quantiles(batch, next_outputs, chooser, outputs):
+    """QR-DQN algorithm 1, pair by pair; the quantiles at 0.1, 0.3, ..., 0.9."""
+    errors = []
+    for i in range(16):
+        best = chooser[i].mean(1).argmax()
+        targets = batch.rewards[i] + (1 - batch.dones[i]) * batch.discounts[i] * next_outputs[i, best]
+        error = 0.0
+        for k, theta in enumerate(outputs[i, batch.actions[i, 0]]):
+            for y in targets:
+                u = y - theta
+                share = (2 * k + 1) / 10 if u > 0 else 1 - (2 * k + 1) / 10
+                error = error + share * (u**2 / 2 if u.abs() < 1 else u.abs() - 0.5) / 5
+        errors.append(error)
+    return th.stack(errors), th.stack(errors)
+
+
 @pytest.mark.parametrize("double_q", [True, False])
-@pytest.mark.parametrize("n_atoms", [1, 5])
-def test_an_update_is_the_one_of_the_papers(double_q, n_atoms, monkeypatch):
-    parts = {"double_q": double_q, "n_atoms": n_atoms, "v_min": -2, "v_max": 2}
-    model = model_with_data(beta0=0.6, max_grad_norm=0.05, **parts)
+@pytest.mark.parametrize(
+    ("distribution", "errors_of"),
+    [
+        ({}, errors_of_values),
+        ({"n_atoms": 5, "v_min": -2, "v_max": 2}, errors_of_distributions),
+        ({"n_atoms": 5, "v_min": None, "v_max": None}, errors_of_quantiles),
+    ],
+    ids=["values", "distributions", "quantiles"],
+)
+def test_an_update_is_the_one_of_the_papers(double_q, distribution, errors_of, monkeypatch):
+    n_atoms = distribution.get("n_atoms", 1)
+    model = model_with_data(beta0=0.6, max_grad_norm=0.05, double_q=double_q, **distribution)
+    model.replay_buffer.update_priorities(np.arange(60), np.random.default_rng(1).uniform(0.1, 3, 60))
     with th.no_grad():
         for parameter in model.q_net_target.parameters():
             parameter.add_(th.randn_like(parameter) * 0.3)
@@ -107,13 +133,14 @@ def test_an_update_is_the_one_of_the_papers(double_q, n_atoms, monkeypatch):
     model.train(gradient_steps=1, batch_size=16)
 
     (batch,) = batches
+    assert len(batch.weights.unique()) > 5, "the test should see the weights"
     assert [q_net is model.q_net for q_net, _ in drawn] == ([True] if double_q else []) + [False, True]
     noise_choice, noise_target, noise_online = ([None] if not double_q else []) + [noise for _, noise in drawn]
     with th.no_grad():
         next_outputs = outputs_of(batch.next_observations, target_parameters, noise_target, n_atoms)
         chooser = outputs_of(batch.next_observations, parameters, noise_choice, n_atoms) if double_q else next_outputs
     outputs = outputs_of(batch.observations, parameters, noise_online, n_atoms)
-    errors, losses = (errors_of_values if n_atoms == 1 else errors_of_distributions)(batch, next_outputs, chooser, outputs)
+    errors, losses = errors_of(batch, next_outputs, chooser, outputs)
     loss = (batch.weights[:, 0] * losses).sum() / 16
     gradients = dict(zip(parameters, th.autograd.grad(loss, parameters.values()), strict=True))
     norm = th.stack([g.pow(2).sum() for g in gradients.values()]).sum().sqrt()
@@ -179,7 +206,9 @@ def test_each_part_alone_equals_its_own_reference(part):
 
 def test_each_switch_changes_what_is_learned():
     def parameters(**kwargs):
-        model = model_with_data(**OFF | {"policy_kwargs": {"net_arch": [8], "optimizer_kwargs": {"eps": 1e-8}}} | kwargs)
+        optimizer_kwargs = {"eps": 1e-8, "fused": False}  # as without any part
+        policy_kwargs = {"net_arch": [8], "optimizer_kwargs": optimizer_kwargs}
+        model = model_with_data(**OFF | {"policy_kwargs": policy_kwargs} | kwargs)
         th.manual_seed(1)
         np.random.seed(1)
         with th.no_grad():
@@ -188,10 +217,19 @@ def test_each_switch_changes_what_is_learned():
         model.train(10, batch_size=10)
         return th.cat([p.flatten() for p in model.q_net.parameters()])
 
-    plain = parameters()
+    same_draws = {"replay_buffer_class": PrioritizedNStepReplayBuffer}
+    plain = parameters(**same_draws)
+    assert th.equal(plain, parameters(**same_draws))
     for part in [*PARTS, C51]:
-        changed = parameters(**part)
+        changed = parameters(**same_draws | part)
         assert changed.shape != plain.shape or not th.equal(changed, plain), part
+
+
+def test_double_q_is_the_plain_target_where_both_networks_are_equal():
+    models = [model_with_data(noisy=False, double_q=double_q) for double_q in (True, False)]
+    models[1].policy.load_state_dict(models[0].policy.state_dict())
+    batch = models[0].replay_buffer.sample(32)
+    assert th.equal(*(model.td_errors(batch) for model in models))
 
 
 @pytest.mark.parametrize("n_atoms", [1, 11])
@@ -237,6 +275,8 @@ def test_hindsight_replay_works_with_default_arguments():
         "MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, learning_starts=20, seed=0, buffer_size=1000
     )
     model.learn(100)
+    assert type(model.replay_buffer) is HerReplayBuffer
+    assert model.logger.name_to_value["train/weight_mean"] == 1
 
 
 def test_a_dict_space_works_with_the_default_arguments():
@@ -245,9 +285,11 @@ def test_a_dict_space_works_with_the_default_arguments():
     assert isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer)
     assert model.replay_buffer.n_steps == 3
     model.learn(100)
+    assert model._n_updates > 0
     off = RainbowDQN("MultiInputPolicy", env, learning_starts=20, seed=0, buffer_size=1000, **OFF)
     assert type(off.replay_buffer) is DictReplayBuffer
     off.learn(100)
+    assert off._n_updates > 0
 
 
 def test_our_buffer_class_given_by_name_takes_the_models_settings():
@@ -336,18 +378,20 @@ def test_beta_grows_from_beta0_to_one():
     assert betas == pytest.approx([0.4, 0.55, 0.7, 1.0, 1.0])
 
 
-def test_priorities_noise_and_weights_are_logged(tmp_path):
-    model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=50, seed=0)
-    model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(400, log_interval=1)
-    model.logger.close()
-    columns = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
-    for name in (
-        "train/beta",
-        "train/noise_sigma",
-        "train/weight_mean",
-        "train/priority_max",
-        "train/loss",
-        "replay/size_gib",
-    ):
-        assert name in columns
+def test_priorities_noise_and_weights_are_logged_beside_what_sb3_logs(tmp_path):
+    logs = []
+    for cls in (RainbowDQN, DQN):
+        model = cls("MlpPolicy", "CartPole-v1", learning_starts=50, seed=0)
+        model.set_logger(configure(str(tmp_path / cls.__name__), ["csv"]))
+        model.learn(400, log_interval=1)
+        model.logger.close()
+        with (tmp_path / cls.__name__ / "progress.csv").open() as file:
+            logs.append(list(csv.DictReader(file)))
+    ours, theirs = (set(lines[0]) for lines in logs)
+    added = {"train/beta", "train/noise_sigma", "train/weight_mean", "train/priority_max", "replay/size_gib"}
+    assert ours == theirs | added
+    last = {name: float(value) for name, value in logs[0][-1].items() if value}
+    assert 0.4 < last["train/beta"] < 1
+    assert 0 < last["train/weight_mean"] < 1
+    assert last["train/priority_max"] > 1
+    assert last["train/noise_sigma"] > 0

@@ -71,7 +71,7 @@ class _Remote:
         return self._owner.processes[self._number]
 
     def _died(self) -> WorkerError:
-        self._process.join(1)
+        self._process.join(CLOSING)
         return WorkerError(
             f"worker {self._number} (process {self._process.pid}) died with the exit code {self._process.exitcode}: "
             "negative ones are signals, and the worker's own error is printed above"
