@@ -91,9 +91,8 @@ def check_loaded(loaded: Any, current: Any, model: Any) -> None:
     if current is not None:
         if type(loaded) is not type(current):
             raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
-        # Ours has all of these; SB3's NStepReplayBuffer two, and SB3's may be of any size
-        names = ("n_steps", "gamma", "alpha", *(["buffer_size"] if hasattr(current, "alpha") else []))
-        expected |= {name: getattr(current, name) for name in names if hasattr(current, name)}
+        # Ours has all three, SB3's NStepReplayBuffer two
+        expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}
     for name, value in expected.items():
         if getattr(loaded, name) != value:
             raise ValueError(f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model")

@@ -95,7 +95,7 @@ class RainbowDQN(DQN):
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
         parameters, targets and losses stay float32. None for float32 alone
-    :param compile: compile the networks of an update by ``torch.compile``: 7 to 12% shorter then. Needs a C++ compiler
+    :param compile: compile the networks of an update by ``torch.compile``: updates 7 to 12% shorter. Needs a C++ compiler
     :param cuda_graph: on a GPU, start all kernels of an update at once, from the draw of the batch to its priorities. Needs
         ``storage_device="cuda"``. Without effect on the CPU, and with VecNormalize, which normalises there
     :param _init_setup_model: whether to build the networks at once
@@ -434,7 +434,7 @@ class RainbowDQN(DQN):
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
-        SB3's. One that is stopped may end between a step and its storing: the environments are then reset before the next one.
+        SB3's. One that is stopped may end between a step and its storing: with our replay, the next resets the environments.
 
         :param args: SB3's
         :param kwargs: SB3's
@@ -451,7 +451,7 @@ class RainbowDQN(DQN):
 
     def dump_logs(self) -> None:
         """Write the log: SB3's, and beta, the mean noise and the largest priority."""
-        if self.prioritized and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
+        if isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer) and self.replay_buffer.alpha > 0:
             self.logger.record("train/beta", self.beta)
             self.logger.record("train/priority_max", self.replay_buffer.max_priority)
         if self.noisy:

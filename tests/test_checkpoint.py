@@ -402,6 +402,8 @@ class Intricate(gym.Env):
         self.column = self.grid[::-1, 1]
         self.tail = np.arange(4.0)[1:]  # of an array that is nowhere else
         self.last = self.tail[-1:]
+        self.names = np.array([None, "a", 1, 2.0], dtype=object).reshape(2, 2)
+        self.by_column = np.asfortranarray(np.ones((2, 3)))[0]
         self.parts = [Part(0), Part(1)]
         self.current = self.parts[0]
         self.mood = Mood.CALM
@@ -654,10 +656,22 @@ def test_the_callback_resumes_only_when_it_is_told_to(tmp_path):
     assert fresh.num_timesteps == 40
 
 
-def test_numbers_of_numpy_are_numbers(tmp_path):
-    model = make_model("cartpole", 1, buffer_size=np.int64(100), dueling=True).learn(20)
-    save(model, tmp_path)
-    restore(make_model("cartpole", 1, buffer_size=100, dueling=True), tmp_path)
+@pytest.mark.parametrize("saved", [True, False])
+def test_numbers_of_numpy_are_numbers(tmp_path, saved):
+    settings = [{"buffer_size": 100, "gamma": 0.9}, {"buffer_size": np.int64(100), "gamma": np.float64(0.9)}]
+    save(make_model("cartpole", 1, **settings[saved]).learn(20), tmp_path)
+    restore(make_model("cartpole", 1, **settings[not saved]), tmp_path)
+
+
+def test_a_replay_that_was_loaded_with_another_size_is_named_and_can_be_gone_on_with(tmp_path):
+    make_model("cartpole", 1, buffer_size=50).learn(60).save_replay_buffer(tmp_path / "replay")
+    model = make_model("cartpole", 1, buffer_size=80)
+    model.load_replay_buffer(tmp_path / "replay")
+    save(model.learn(60), tmp_path)
+    with pytest.raises(ValueError, match="buffer_size=80 in the model, 50 in the checkpoint"):
+        load(tmp_path, make_env("cartpole", 1))
+    loaded = load(tmp_path, make_env("cartpole", 1), buffer_size=50)
+    assert loaded.replay_buffer.size() == 50
 
 
 def test_the_callback_names_what_it_cannot_do(tmp_path):

@@ -469,9 +469,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"evaluation": {"epsilon": 2}}, "s: evaluation: epsilon=2: must be a number in [0, 1]"),
     ({"milestone": "high"}, "s: milestone='high': must be a number"),
     ({"reference": "ppo"}, "s: reference='ppo': must be one of 'rainbow'"),
-    ({"reference": None}, "s: reference=None: must be left out, or something"),
+    ({"reference": None}, "s: reference=None: must be left out, or have a value"),
     ({"reference": "rainbow", "overrides": {"one": {"n_steps": 1}}}, "s: reference='rainbow': must be one of 'rainbow-one'"),
-    ({"num_gpus": 1000}, "s: num_gpus=1000: this machine has "),
+    ({"num_gpus": 1000}, "s: num_gpus=1000: must be at most "),
     (
         {
             "algorithms": {"a": {"algo": "rainbow"}, "a-b": {"algo": "rainbow"}},

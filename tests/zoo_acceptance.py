@@ -229,6 +229,7 @@ def test_the_hook_can_be_switched_off_and_our_own_entry_works_without_it(install
     result = install.zoo("train", "--help", SB3_RAINBOW_NO_ZOO="1")
     assert "rainbow" not in result.output
     result = install.run("-m", "sb3_rainbow.zoo", "train", "--help", SB3_RAINBOW_NO_ZOO="1")
+    assert result.code == 0, result.output
     assert "rainbow" in result.output.replace("sb3_rainbow", "")
 
 

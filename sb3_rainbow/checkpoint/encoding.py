@@ -207,13 +207,13 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
 
 
 def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, str]) -> Json:
-    """A part of another array's memory: what is written to the one is to be seen in the other."""
+    """A part of another array's memory: what is written to the one is to be seen in the other. Rare kinds are copied."""
     base: Any = view.base
     while isinstance(base.base, np.ndarray):
         base = base.base
     dtype = view.dtype
     if not base.flags.c_contiguous or base.dtype.hasobject or np.dtype(dtype.str) != dtype:
-        raise Unencodable(f"{path} is a view of {dtype} into an array that is not C-contiguous, or of {base.dtype}")
+        return encode(view, arrays, path)
     offset = view.__array_interface__["data"][0] - base.__array_interface__["data"][0]
     node = {"dtype": dtype.str, "shape": list(view.shape), "strides": list(view.strides), "offset": offset}
     return {"!": "view", "of": encode_object(base, arrays, f"{path}.base", memo)} | node

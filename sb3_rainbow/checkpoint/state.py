@@ -272,7 +272,7 @@ def _check_settings(model: RainbowDQN, path: Path, stored: Json, arrays: Arrays)
     given_arrays: Arrays = {}
     given = _values(_settings(model, given_arrays), given_arrays)
     for name, there in _values(stored, arrays).items():
-        here = given.get(name)
+        here, there = (value.item() if isinstance(value, np.generic) else value for value in (given.get(name), there))
         if name in _FREE or repr(here) == repr(there):  # so that arrays can be compared
             continue
         if type(here) in (int, float, dict) and here == there:  # 10 and 10.0; keys in another order
@@ -347,6 +347,8 @@ def _fingerprint(model: RainbowDQN) -> dict[str, Json]:
     values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     others = {"algorithm": type(model).__qualname__, "policy": type(model.policy).__qualname__}
     others["replay_buffer"] = type(model.replay_buffer).__qualname__
+    if model.replay_buffer is not None:  # it may have been loaded, with another size
+        values["buffer_size"] = int(model.replay_buffer.buffer_size) * model.n_envs
     return others | {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
 
 

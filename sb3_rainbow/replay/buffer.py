@@ -53,6 +53,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     :raises MemoryError: if not even those will fit; it says what is needed and what there is
     """
 
+    #: Longest window of the samples, where it is to be another than ``n_steps`` for now; not saved
+    longest_window: int | None = None
+
     def __init__(
         self,
         buffer_size: int,
@@ -89,8 +92,6 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
             fits = self.device.type == "cpu" or self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
             storage_device = self.device if fits else "cpu"
-        #: Longest window of the samples, where it is to be another than ``n_steps`` for now; not saved
-        self.longest_window: int | None = None
         self._allocate(get_device(storage_device), seed)
 
     def _allocate(self, device: th.device, seed: int | None) -> None:

@@ -63,7 +63,7 @@ def _check_gpus(name: str, num_gpus: float) -> None:
     import torch as th
 
     if num_gpus > th.cuda.device_count():
-        raise ValueError(f"{name}: num_gpus={num_gpus}: this machine has {th.cuda.device_count()}")
+        raise ValueError(f"{name}: num_gpus={num_gpus}: must be at most {th.cuda.device_count()}, the GPUs of this machine")
 
 
 def _jobs(suite: dict[str, Any]) -> int:
@@ -114,11 +114,13 @@ def main(argv: list[str] | None = None) -> int:
         check_integer("jobs", args.jobs, 1)
     beside = str(args.suites.resolve().parent)
     check_known(name, suite, beside)
-    if not (args.address or "RAY_ADDRESS" in os.environ) or args.engine == "processes":
-        _check_gpus(name, suite["num_gpus"])
     runs = [run for run in expand(name, suite, args.out.resolve(), beside) if args.only in run.name]
     if not runs:
         raise ValueError(f"only={args.only!r}: no run of {name} is called so")
+    # Nothing to do: no need for Ray, nor for GPUs
+    all_done = all(run.is_done for run in runs)
+    if not all_done and (args.engine == "processes" or not (args.address or "RAY_ADDRESS" in os.environ)):
+        _check_gpus(name, suite["num_gpus"])
 
     for run in runs:
         claim(run)
@@ -126,8 +128,6 @@ def main(argv: list[str] | None = None) -> int:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    # Nothing to do: no need for Ray
-    all_done = all(run.is_done for run in runs)
     # Ray's are whole. More than there are, if that is what was asked for: it would wait for them for ever
     num_cpus = max(_cores(), math.ceil((args.jobs or 1) * suite["num_cpus"]))
     engine = Processes() if all_done else _engine(args, num_cpus, suite["num_gpus"])

@@ -171,7 +171,9 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     suite = defaults | suite
     for key, value in suite.items():
         if value is None:
-            raise ValueError(f"{name}: {key}=None: must be {'given' if defaults[key] is None else 'left out, or something'}")
+            raise ValueError(
+                f"{name}: {key}=None: must be {'given' if defaults[key] is None else 'left out, or have a value'}"
+            )
     _check_mapping(f"{name}: envs", suite["envs"])
     for env, steps in suite["envs"].items():
         check_integer(f"{name}: envs: {env}", steps, 1)
