@@ -27,7 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_rainbow import RainbowDQN
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 from sb3_rainbow.checkpoint import CorruptCheckpointError, ResumableCheckpointCallback, latest, load, restore, save
 from sb3_rainbow.checkpoint.folder import MANIFEST, checkpoints, write_manifest
 
@@ -538,16 +538,6 @@ class Die(gym.Env):
         return {"a": int(action), "b": int(self.np_random.integers(3))}, float(action), False, False, {}
 
 
-def test_sb3s_own_buffer_of_entries_that_are_alike_is_resumed(tmp_path):
-    settings = {"buffer_size": 200, "learning_starts": 30, "prioritized": False, "n_steps": 1, "seed": 0}
-    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([Die]), **settings).learn(60)
-    save(model, tmp_path)
-    model.learn(40, reset_num_timesteps=False)
-    loaded = load(tmp_path, DummyVecEnv([Die]))
-    loaded.learn(40, reset_num_timesteps=False)
-    assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
-
-
 GOAL = spaces.Box(-9, 9, (2,))
 
 
@@ -574,12 +564,18 @@ class GoalEnv(gym.Env):
         return -np.linalg.norm(achieved_goal - desired_goal, axis=-1)
 
 
-def test_hindsight_replay_is_resumed(tmp_path):
-    settings = {"replay_buffer_class": HerReplayBuffer, "buffer_size": 200, "learning_starts": 30, "seed": 0}
-    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([GoalEnv]), **settings).learn(60)
+@pytest.mark.parametrize(
+    ("env", "settings"),
+    [(Die, {"prioritized": False, "n_steps": 1}), (GoalEnv, {"replay_buffer_class": HerReplayBuffer})],
+    ids=["dict", "hindsight"],
+)
+def test_sb3s_own_buffers_are_resumed(tmp_path, env, settings):
+    settings = {"buffer_size": 200, "learning_starts": 30, "seed": 0} | settings
+    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([env]), **settings).learn(60)
+    assert not isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer)
     save(model, tmp_path)
     model.learn(40, reset_num_timesteps=False)
-    loaded = load(tmp_path, DummyVecEnv([GoalEnv]))
+    loaded = load(tmp_path, DummyVecEnv([env]))
     loaded.learn(40, reset_num_timesteps=False)
     assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
 
