@@ -63,14 +63,6 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
 }
 
 
-def register() -> None:
-    """Do it now, whether or not it was done at start-up. Doing it twice changes nothing."""
-    import rl_zoo3.exp_manager  # noqa: F401  (imports all three)
-
-    for name, patch in PATCHES.items():
-        patch(sys.modules[name])
-
-
 def main() -> None:
     """Run one of RL Zoo's modules: the first argument is its name (``train``, ``enjoy``, ...), the others are its own."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
@@ -78,7 +70,10 @@ def main() -> None:
             "usage: python -m sb3_rainbow.zoo {train,enjoy,record_video,...} [arguments of that module of RL Zoo]"
         )
     module = f"rl_zoo3.{sys.argv.pop(1)}"
-    register()
+    import rl_zoo3.exp_manager  # noqa: F401  (imports all three)
+
+    for name, patch in PATCHES.items():  # at start-up it may be switched off; twice changes nothing
+        patch(sys.modules[name])
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -272,13 +272,18 @@ def _check_settings(model: RainbowDQN, path: Path, stored: Json, arrays: Arrays)
     given_arrays: Arrays = {}
     given = _values(_settings(model, given_arrays), given_arrays)
     for name, there in _values(stored, arrays).items():
-        here, there = (value.item() if isinstance(value, np.generic) else value for value in (given.get(name), there))
+        here, there = _python(given.get(name)), _python(there)
         if name in _FREE or repr(here) == repr(there):  # so that arrays can be compared
             continue
         if type(here) in (int, float, dict) and here == there:  # 10 and 10.0; keys in another order
             continue
         hint = "" if name in _MUST_MATCH else f". load() of sb3_rainbow.checkpoint takes another {name}"
         raise ValueError(f"{name}={here!r} in the model, {there!r} in the checkpoint {path}: must be the same{hint}")
+
+
+def _python(value: Any) -> Any:
+    """NumPy's numbers as Python's: they are as good."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _values(settings: Json, arrays: Arrays) -> dict[str, Any]:
@@ -343,8 +348,7 @@ def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, array
 
 def _fingerprint(model: RainbowDQN) -> dict[str, Json]:
     """What a model that takes over the state must have in common with the one that was saved."""
-    values = {name: getattr(model, name) for name in _MUST_MATCH}
-    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+    values = {name: _python(getattr(model, name)) for name in _MUST_MATCH}
     others = {"algorithm": type(model).__qualname__, "policy": type(model.policy).__qualname__}
     others["replay_buffer"] = type(model.replay_buffer).__qualname__
     if model.replay_buffer is not None:  # it may have been loaded, with another size

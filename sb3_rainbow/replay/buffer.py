@@ -98,10 +98,11 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """Make the rooms. Untouched memory costs nothing on the CPU; the observations wait for the first ``add``."""
         self.storage_device = device
         shape = self.buffer_size, self.n_envs
-        check_memory(math.prod(shape), math.prod(shape) * _bytes_per_leaf(self.action_space), device)
+        n_leaves = math.prod(shape)
+        check_memory(n_leaves, n_leaves * _bytes_per_leaf(self.action_space), device)
         self._transitions = TransitionStore(*shape, self.action_dim, self._action_dtype, device)
         self._observations = ObservationStore(self.observation_space, *shape, device)
-        self._priorities = PrioritySampler(math.prod(shape), self.alpha, self.weight_norm, device, seed)
+        self._priorities = PrioritySampler(n_leaves, self.alpha, self.weight_norm, device, seed)
         # By slot, what was added that is not finite, for the next sample to raise
         self._non_finite: dict[int, str] = {}
 
@@ -385,7 +386,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         n_leaves = self.size() * self.n_envs
         return {
             "position": (self.pos, self.full),
-            "non_finite": dict(self._non_finite),
+            "non_finite": self._non_finite,
             "transitions": self._transitions.state(n_leaves),
             "observations": self._observations.state(n_leaves),
             "priorities": self._priorities.state(),
@@ -406,8 +407,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
 
     def __getstate__(self) -> dict[str, Any]:
         """:return: everything, arrays only as far as they are filled"""
-        kept = {name: value for name, value in self.__dict__.items() if name not in _ROOMS}
-        return kept | {"_state": self.state(), "longest_window": None}
+        not_kept = (*_ROOMS, "longest_window")
+        return {name: value for name, value in self.__dict__.items() if name not in not_kept} | {"_state": self.state()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """

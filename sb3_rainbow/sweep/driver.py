@@ -11,6 +11,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import torch as th
+
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.sweep.engine import Engine, Processes, Ray
 from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
@@ -58,20 +60,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_gpus(name: str, num_gpus: float) -> None:
-    """Of this machine. A cluster may get its nodes later."""
-    import torch as th
-
-    if num_gpus > th.cuda.device_count():
-        raise ValueError(f"{name}: num_gpus={num_gpus}: must be at most {th.cuda.device_count()}, the GPUs of this machine")
+def _on_cluster(args: argparse.Namespace) -> bool:
+    """Whose nodes may come later; else runs are on this machine alone."""
+    return args.engine != "processes" and bool(args.address or "RAY_ADDRESS" in os.environ)
 
 
 def _jobs(suite: dict[str, Any]) -> int:
     """How many runs this machine has room for."""
     rooms = [_cores() / suite["num_cpus"]]
     if suite["num_gpus"] > 0:
-        import torch as th
-
         rooms.append(th.cuda.device_count() / suite["num_gpus"])
     return max(1, int(min(rooms)))
 
@@ -81,7 +78,7 @@ def _engine(args: argparse.Namespace, num_cpus: int, num_gpus: float) -> Engine:
     if args.engine == "processes":
         return Processes()
     is_there = importlib.util.find_spec("ray") is not None
-    if args.engine == "ray" or args.address or "RAY_ADDRESS" in os.environ or (num_gpus > 0 and is_there):
+    if args.engine == "ray" or _on_cluster(args) or (num_gpus > 0 and is_there):
         return Ray(args.address, num_cpus)
     if not is_there:
         print(
@@ -119,8 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"only={args.only!r}: no run of {name} is called so")
     # Nothing to do: no need for Ray, nor for GPUs
     all_done = all(run.is_done for run in runs)
-    if not all_done and (args.engine == "processes" or not (args.address or "RAY_ADDRESS" in os.environ)):
-        _check_gpus(name, suite["num_gpus"])
+    if not all_done and not _on_cluster(args) and suite["num_gpus"] > (most := th.cuda.device_count()):
+        raise ValueError(f"{name}: num_gpus={suite['num_gpus']}: must be at most {most}, the GPUs of this machine")
 
     for run in runs:
         claim(run)

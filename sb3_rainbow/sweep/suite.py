@@ -229,13 +229,14 @@ def _check_training(name: str, suite: dict[str, Any]) -> None:
     check_choice(f"{name}: evaluation: deterministic", evaluation.get("deterministic", True), (True, False))
     check_integer(f"{name}: evaluation: seed", evaluation.get("seed", 0), 0)
     if suite["reference"]:
-        check_choice(f"{name}: reference", suite["reference"], _labels(suite))
+        labels = [_label(label, override) for label in suite["algorithms"] for override in suite["overrides"]]
+        check_choice(f"{name}: reference", suite["reference"], labels)
     check_number(f"{name}: milestone", suite["milestone"], -math.inf, math.inf)
 
 
-def _labels(suite: dict[str, Any]) -> list[str]:
-    """Of every algorithm with every override."""
-    return [f"{label}-{override}" if override else label for label in suite["algorithms"] for override in suite["overrides"]]
+def _label(algorithm: str, override: str) -> str:
+    """Of a run; an override without a name is the algorithm as it is."""
+    return f"{algorithm}-{override}" if override else algorithm
 
 
 def _algorithm(key: str, label: str, settings: Any, folder: Path) -> dict[str, Any]:
@@ -321,7 +322,7 @@ def _trainings(name: str, suite: dict[str, Any], out: Path, python_path: str) ->
         for env, steps in suite["envs"].items()
         for label, settings in suite["algorithms"].items()
         for override, hyperparams in suite["overrides"].items()
-        for full in [f"{label}-{override}" if override else label]
+        for full in [_label(label, override)]
     ]
 
 
@@ -372,10 +373,9 @@ def check_known(name: str, suite: dict[str, Any], python_path: str = "") -> None
     except ModuleNotFoundError as error:
         raise ImportError(f'a sweep trains through RL Zoo: pip install "sb3-rainbow[zoo]" ({error})') from error
     import gymnasium as gym
-    from rl_zoo3 import ALGOS
+    from rl_zoo3 import utils
 
-    zoo.register()
-
+    zoo.PATCHES[utils.__name__](utils)  # at start-up it may be switched off
     if python_path and python_path not in sys.path:
         sys.path.append(python_path)
     for package in suite["gym_packages"]:
@@ -389,4 +389,4 @@ def check_known(name: str, suite: dict[str, Any], python_path: str = "") -> None
         except (gym.error.Error, ModuleNotFoundError) as error:
             raise ValueError(f"{name}: envs: {env!r} is not registered ({error})") from error
     for label, settings in suite["algorithms"].items():
-        check_choice(f"{name}: algorithms: {label}: algo", settings["algo"], list(ALGOS))
+        check_choice(f"{name}: algorithms: {label}: algo", settings["algo"], list(utils.ALGOS))
