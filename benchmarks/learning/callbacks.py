@@ -1,3 +1,25 @@
-"""``callbacks.FewerSteps`` was here before it was in the package: settings of done runs name it so, and must not change."""
+"""Callbacks of ``suites.yml``."""
 
+import torch as th
+from stable_baselines3 import DQN
+from stable_baselines3.common.callbacks import BaseCallback
+
+# It was here before it was in the package: settings of done runs name it so, and must not change
 from sb3_rainbow.callbacks import FewerSteps as FewerSteps
+
+
+class FasterPeer(BaseCallback):
+    """
+    For the peers, DQN and QR-DQN: convolutions in torch's channels-last layout and its fused Adam. All is float32 and by the
+    same formulas as before, only sums are taken in another order; an update takes less time.
+    """
+
+    model: DQN
+
+    def _on_training_start(self) -> None:
+        self.model.policy.to(memory_format=th.channels_last)
+        for group in self.model.policy.optimizer.param_groups:
+            group.update(fused=True, foreach=False)
+
+    def _on_step(self) -> bool:
+        return True
