@@ -10,12 +10,17 @@ import runpy
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch as th
 import yaml
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN
+from stable_baselines3.common.envs import FakeImageEnv
 
 ROOT = Path(__file__).parents[1]
 SUITE = {
@@ -159,3 +164,21 @@ def test_a_return_is_discounted_to_the_end_of_its_episode_and_not_known_without_
     dones = np.array([[False, False], [False, False], [True, False], [False, True]])
     expected = [[1 + 0.5 * (2 + 0.5 * 4), 1.875], [4.0, 1.75], [4.0, 1.5], [np.nan, 1.0]]
     np.testing.assert_array_equal(discounted(rewards, dones, 0.5), expected)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, QRDQN])
+def test_faster_peers_learn_what_the_peers_learn(algorithm):
+    faster = runpy.run_path(str(ROOT / "benchmarks/learning/callbacks.py"))["FasterPeer"]
+    models = []
+    for callback in (None, faster()):
+        env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=4)
+        env.observation_space.seed(0)
+        model = algorithm("CnnPolicy", env, buffer_size=100, learning_starts=8, batch_size=8, seed=0)
+        start = deepcopy(model.policy.state_dict())
+        models.append(model.learn(40, callback=callback))
+    plain, fast = (model.policy.state_dict() for model in models)
+    for name in plain:
+        assert not th.equal(plain[name], start[name]) or "target" in name
+        th.testing.assert_close(fast[name], plain[name])
+        assert fast[name].dim() != 4 or fast[name].is_contiguous(memory_format=th.channels_last)
+    assert all(group["fused"] for group in models[1].policy.optimizer.param_groups)
