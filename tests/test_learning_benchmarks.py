@@ -48,9 +48,10 @@ def write_run(folder: Path, score: float) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def report(out: Path) -> str:
+def report(out: Path, *arguments: str) -> str:
     (out / "suites.yml").write_text(yaml.safe_dump({"tiny": SUITE}, sort_keys=False))
     command = [sys.executable, ROOT / "benchmarks/learning/report.py", "tiny", "--suites", out / "suites.yml", "--out", out]
+    command += arguments
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return (out / "tiny/report.md").read_text()
@@ -102,7 +103,7 @@ def test_runs_that_have_not_ended_are_left_out(results):
         (results / f"tiny/rainbow-B-v0-{seed}/manifest.json").unlink()
     text = report(results)
     assert "13 of 16 runs" in text
-    assert "| B-v0 | rainbow | 1 | 4.00 |  | 4.0 |" in text, "an interval of one seed"
+    assert "| B-v0 | rainbow | 1 | 4.00 |  | 4.0 (3.00 to 5.00) | 4.0 |" in text, "of one seed, over its two games"
     assert "| rainbow | 1 | " in text, "over all games only the seed that all games have"
     for seed in SUITE["seeds"]:
         (results / f"tiny/rainbow-A-v0-{seed}/manifest.json").unlink()
@@ -164,6 +165,28 @@ def test_a_return_is_discounted_to_the_end_of_its_episode_and_not_known_without_
     dones = np.array([[False, False], [False, False], [True, False], [False, True]])
     expected = [[1 + 0.5 * (2 + 0.5 * 4), 1.875], [4.0, 1.75], [4.0, 1.5], [np.nan, 1.0]]
     np.testing.assert_array_equal(discounted(rewards, dones, 0.5), expected)
+
+
+def test_the_interval_of_a_mean_is_of_seeds_and_games():
+    interval_of_mean = runpy.run_path(str(ROOT / "benchmarks/learning/report.py"))["interval_of_mean"]
+    games = np.random.default_rng(0).normal(size=400)
+    half = 1.96 * games.std() / 400**0.5
+    assert interval_of_mean([games]) == pytest.approx((games.mean() - half, games.mean() + half), abs=0.02)
+    # Of two seeds that are drawn twice, one in four draws has only the first
+    assert interval_of_mean([np.zeros(50), np.full(50, 10.0)]) == (0, 10)
+    assert interval_of_mean([np.zeros(50), np.zeros(50)]) == (0, 0)
+
+
+def test_a_run_of_another_suite_stands_for_one_of_this(results):
+    before = report(results)
+    assert "| 26.8 (" in before
+    (results / "other").mkdir()
+    (results / "tiny/dqn-A-v0-1").rename(results / "other/same")
+    assert "# tiny: 15 of 16 runs" in report(results)
+    after = report(results, "--elsewhere", "dqn-A-v0-1", "other/same")
+    assert after.split("This page")[0] == before.split("This page")[0]
+    with pytest.raises(AssertionError, match="--elsewhere: 'dqn-A-v0-9' is no run of tiny"):
+        report(results, "--elsewhere", "dqn-A-v0-9", "other/same")
 
 
 @pytest.mark.parametrize("algorithm", [DQN, QRDQN])

@@ -36,13 +36,29 @@ REPETITIONS = 2000
 FEWEST_SEEDS = 3
 
 
-def mean_score(run: Run) -> float:
+def scores_of(run: Run) -> np.ndarray:
     """
     :param run: one that has ended
-    :return: mean of its evaluation's games
+    :return: ``[n_games]``: scores of its evaluation
     """
     with (run.folder / "scores.csv").open() as file:
-        return float(np.mean([float(line["score"]) for line in csv.DictReader(file)]))
+        return np.array([float(line["score"]) for line in csv.DictReader(file)])
+
+
+def interval_of_mean(games: Sequence[np.ndarray]) -> tuple[float, float]:
+    """
+    By bootstrap of both, seeds and their games. Of one seed it tells how sure its own mean is, not the algorithm's.
+
+    :param games: for each seed, ``[n_games]``: its scores
+    :return: the ends of the 95% interval of the mean
+    """
+    generator = np.random.default_rng(0)
+    means = []
+    for _ in range(REPETITIONS):
+        seeds = generator.integers(len(games), size=len(games))
+        means.append(np.mean([generator.choice(games[seed], len(games[seed])).mean() for seed in seeds]))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def curve(run: Run) -> np.ndarray:
@@ -182,7 +198,8 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     :return: Markdown
     """
     envs, labels = (list(dict.fromkeys(values)) for values in ([run.env for run in runs], [run.label for run in runs]))
-    scores = {(run.env, run.label, run.seed): mean_score(run) for run in runs}
+    games = {(run.env, run.label, run.seed): scores_of(run) for run in runs}
+    scores = {key: float(of_run.mean()) for key, of_run in games.items()}
     curves = {run.name: curve(run) for run in runs}
     lines = []
     for env in envs:
@@ -193,13 +210,15 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
         values = {label: [scores[env, label, run.seed] for run in of_label] for label, of_label in of_env.items() if of_label}
         means = interquartile_means({label: np.array(of_label)[:, None] for label, of_label in values.items()})
         for label, (middle, low, high) in means.items():
+            of_seeds = [games[env, label, run.seed] for run in of_env[label]]
+            mean = f"{np.mean(values[label]):.1f} ({interval(*interval_of_mean(of_seeds))})"
             each = ", ".join(f"{score:.1f}" for score in values[label])
             late = ", ".join(f"{curves[run.name][-POINTS // 10 :].mean():.1f}" for run in of_env[label])
-            lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), each, late])
+            lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), mean, each, late])
             if milestone < math.inf:
                 lines[-1].append("; ".join(steps_to(milestone, curves[run.name], run.steps) for run in of_env[label]))
-    header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean score of each seed"]
-    header.append("return in the last tenth of training")
+    header = ["environment", "algorithm", "seeds", "IQM", "95% interval", "mean (95%, over seeds and games)"]
+    header += ["mean score of each seed", "return in the last tenth of training"]
     if milestone < math.inf:
         header.append(f"steps until the return while training is {milestone:g}")
     parts = [table(header, lines)]
@@ -247,6 +266,7 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     return (
         f"{len(runs)} runs, {hours:.1f} hours of training, each on one core. "
         f"Evaluation of each at its end: {'; or '.join(dict.fromkeys(evaluations))}. "
+        f"The mean's interval is by bootstrap over the seeds and the games of each; where there is one seed, over its games. "
         f"Curves: episodes while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; "
         f"{'; '.join(machines)}. Each run's folder has its command, versions and raw numbers. This page: `{command}`.\n"
     )
@@ -257,11 +277,23 @@ def main() -> None:
     parser.add_argument("suite", help="name in suites.yml")
     parser.add_argument("--suites", type=Path, default=HERE / "suites.yml")
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument(
+        "--elsewhere",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("RUN", "SUITE/RUN"),
+        help="a run that was done with the same settings in another suite",
+    )
     args = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = args.suite  # the same file every time
 
     _, suite = read(args.suites, args.suite)
     all_runs = expand(args.suite, suite, args.out)
+    elsewhere = dict(args.elsewhere)
+    if unknown := elsewhere.keys() - {run.name for run in all_runs}:
+        raise SystemExit(f"--elsewhere: {min(unknown)!r} is no run of {args.suite}")
+    all_runs = [run._replace(folder=args.out / elsewhere[run.name]) if run.name in elsewhere else run for run in all_runs]
     runs = [run for run in all_runs if run.is_done]
     if not runs:
         raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
