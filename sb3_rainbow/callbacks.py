@@ -38,7 +38,8 @@ class FewerSteps(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        self._set_longest_window(None)
+        if hasattr(self, "model"):  # RL Zoo calls this after whatever error, that of a first reset among them
+            self._set_longest_window(None)
 
     def _set_longest_window(self, n_steps: int | None) -> None:
         self.model.replay_buffer.longest_window = n_steps  # type: ignore[union-attr]

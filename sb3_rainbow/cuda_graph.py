@@ -50,11 +50,10 @@ class CudaGraph:
                 if name not in self._inputs:
                     self._inputs[name] = th.empty((), dtype=th.float64, device=self._device)
                 self._inputs[name].fill_(number)
-            if self._graph is None and self._n_calls < WARM_UP:
-                return self._warm_up(function)
             if self._graph is None:
-                self._capture(function, generator)
-            assert self._graph is not None
+                if self._n_calls < WARM_UP:
+                    return self._warm_up(function)
+                self._graph = self._capture(function, generator)
             self._graph.replay()
         return self._result
 
@@ -68,7 +67,7 @@ class CudaGraph:
         finally:
             current.wait_stream(self._stream)
 
-    def _capture(self, function: Callable[..., Any], generator: th.Generator) -> None:
+    def _capture(self, function: Callable[..., Any], generator: th.Generator) -> th.cuda.CUDAGraph:
         graph = th.cuda.CUDAGraph()
         graph.register_generator_state(generator)
         try:
@@ -76,19 +75,20 @@ class CudaGraph:
                 self._result = function(**self._inputs)
         except RuntimeError as error:
             raise RuntimeError("cuda_graph=True: the update could not be captured; train with cuda_graph=False") from error
-        self._graph = graph
+        return graph
 
 
-def places(optimizer: th.optim.Optimizer, arrays: list[th.Tensor]) -> tuple[Any, ...]:
+def places(networks: th.nn.Module, optimizer: th.optim.Optimizer, arrays: list[th.Tensor]) -> tuple[Any, ...]:
     """
-    :param optimizer: of the parameters that a captured function changes
+    :param networks: all that a captured function uses
+    :param optimizer: of their parameters
     :param arrays: other tensors that it uses
     :return: where all of them lie, and the optimiser's settings but the learning rate
     """
-    tensors = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = [*networks.parameters(), *networks.buffers(), *arrays]
     tensors += [value for state in optimizer.state.values() for value in state.values() if isinstance(value, th.Tensor)]
     settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
-    return optimizer, settings, [(tensor.data_ptr(), tensor.shape) for tensor in (*tensors, *arrays)]
+    return optimizer, settings, [(tensor.data_ptr(), tensor.shape) for tensor in tensors]
 
 
 def step_on_device(optimizer: th.optim.Optimizer, learning_rate: th.Tensor, skip: th.Tensor) -> None:

@@ -72,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="file that model.save() wrote")
     parser.add_argument("onnx", help="file to write")
     parsed = parser.parse_args(arguments)
-    options: dict[str, Any] = {"buffer_size": 1}  # nothing is going to be stored
+    # Nothing is going to be stored, and HER's buffer would want the environment
+    options: dict[str, Any] = {"buffer_size": 1, "optimize_memory_usage": False}
+    options |= {"replay_buffer_class": None, "replay_buffer_kwargs": {}}
     export_onnx(RainbowDQN.load(parsed.model, device="cpu", **options), parsed.onnx)
     print(f"{parsed.onnx}: {Path(parsed.onnx).stat().st_size / 1e6:.1f} MB")
 

@@ -25,7 +25,8 @@ def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float
     :param rewards: ``[batch, 1]``: n-step returns
     :param dones: ``[batch, 1]``: 1 after a termination, else 0
     :param discounts: ``[batch, 1]``: ``gamma ** k``, or one number for all
-    :param next_values: ``[batch, 1]``: values of the states where the windows end; or ``[n_atoms]``: atoms
+    :param next_values: ``[batch, 1]``: values of the states where the windows end; or ``[n_atoms]``: atoms;
+        or ``[batch, n_atoms]``: quantiles
     :return: ``[batch, 1]``; or ``[batch, n_atoms]``
     """
     return rewards + (1 - dones) * discounts * next_values

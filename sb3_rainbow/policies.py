@@ -52,6 +52,7 @@ class DataEfficientConvolutions(BaseFeaturesExtractor):
 
     :param observation_space: image space, channels first
     :param normalized_image: whether images are floats from 0 to 1, and not to be checked
+    :raises ValueError: if the space is none of images, or of images that are too small
     """
 
     def __init__(self, observation_space: spaces.Box, normalized_image: bool = False) -> None:
@@ -76,36 +77,10 @@ HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], int] = {NatureConvolutions: 512,
 
 class Stream(nn.Sequential):
     """
-    Fully connected layers, each but the last followed by an activation. The last is float32 under autocast too: actions often
-    differ by less than bfloat16 can tell.
-
-    :param in_features: size of each input
-    :param out_features: size of each output
-    :param net_arch: sizes of the hidden layers
-    :param activation_fn: activation
-    :param noisy: kind of the noise, or False for plain layers
-    :param sigma0: initial noise, see ``NoisyLinear``
+    Layers, noisy or not. The last is float32 under autocast too: actions often differ by less than bfloat16 can tell.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        net_arch: list[int],
-        activation_fn: type[nn.Module],
-        noisy: str | bool,
-        sigma0: float,
-    ) -> None:
-        layers: list[nn.Module] = []
-        sizes = [in_features, *net_arch, out_features]
-        for size, next_size in pairwise(sizes):
-            layers += [
-                NoisyLinear(size, next_size, str(noisy), sigma0) if noisy else nn.Linear(size, next_size),
-                activation_fn(),
-            ]
-        super().__init__(*layers[:-1])
-
-    def forward(self, x: th.Tensor, deterministic: bool) -> th.Tensor:  # type: ignore[override]
+    def forward(self, x: th.Tensor, deterministic: bool = True) -> th.Tensor:
         """
         :param x: ``[batch, in_features]``
         :param deterministic: mean weights, else those under the noise drawn last
@@ -167,17 +142,19 @@ class NoisyQNetwork(QNetwork):
         self.noisy_layers = [module for module in self.modules() if isinstance(module, NoisyLinear)]
 
     def _make_streams(self) -> None:
-        if self.noisy or self.head.n_atoms > 1:  # else SB3's
-            self.q_net = self._make_stream(int(self.action_space.n))
+        is_sb3s = not self.noisy and self.head.n_atoms == 1  # then its layers, by the same draws
+        self.q_net = Stream(*self.q_net) if is_sb3s else self._make_stream(int(self.action_space.n))
 
     def _make_stream(self, n_actions: int) -> Stream:
-        return Stream(
-            self.features_dim, n_actions * self.head.n_atoms, self.net_arch, self.activation_fn, self.noisy, self.sigma0
-        )
+        """Fully connected layers, each but the last followed by an activation."""
+        layers: list[nn.Module] = []
+        for size, next_size in pairwise([self.features_dim, *self.net_arch, n_actions * self.head.n_atoms]):
+            linear = NoisyLinear(size, next_size, str(self.noisy), self.sigma0) if self.noisy else nn.Linear(size, next_size)
+            layers += [linear, self.activation_fn()]
+        return Stream(*layers[:-1])
 
     def _outputs(self, features: th.Tensor, deterministic: bool, relative: bool) -> th.Tensor:
-        outputs = self.q_net(features, deterministic) if isinstance(self.q_net, Stream) else self.q_net(features)
-        return outputs.unflatten(1, (-1, self.head.n_atoms))
+        return self.q_net(features, deterministic).unflatten(1, (-1, self.head.n_atoms))
 
     def reset_noise(self) -> None:
         """Draw new noise for every noisy layer, independently."""
@@ -313,6 +290,8 @@ class RainbowPolicy(DQNPolicy):
             )
         if net_arch is None and features_extractor_class in HIDDEN_UNITS:
             net_arch = [HIDDEN_UNITS[features_extractor_class]]
+        if not normalize_images and features_extractor_class in HIDDEN_UNITS:  # as SB3 does for its own
+            features_extractor_kwargs = {"normalized_image": True} | (features_extractor_kwargs or {})
         super().__init__(
             observation_space,
             action_space,

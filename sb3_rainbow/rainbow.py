@@ -251,8 +251,8 @@ class RainbowDQN(DQN):
 
         :param gradient_steps: number of updates
         :param batch_size: transitions in each
-        :raises ValueError: if a loss or a gradient is not finite; it names the first quantity that is not, and the parameters
-            are as they were before that update
+        :raises ValueError: if the replay is empty, or a loss or a gradient is not finite; it names the first quantity that is
+            not, and the parameters are as they were before that update
         """
         self._logger = getattr(self, "_logger", None) or configure_logger()  # None before the first learn()
         self.policy.set_training_mode(True)
@@ -305,10 +305,10 @@ class RainbowDQN(DQN):
         buffer: Any = self.replay_buffer
         buffer.prepare()
         self._graph = self._graph or CudaGraph(self.device)
-        # What is no argument is part of the kernels, and they are captured anew if it changes
+        # What is no argument is part of the kernels: if it changes, they are captured anew
         own = batch_size, self.max_grad_norm, self.double_q, self.amp, self.prioritized
         sampling = buffer.longest_window, buffer.n_steps, buffer.gamma, buffer.alpha
-        key = *own, *sampling, places(self.policy.optimizer, buffer.arrays)
+        key = *own, *sampling, places(self.policy, self.policy.optimizer, buffer.arrays)
         rate = self.policy.optimizer.param_groups[0]["lr"]
         update = partial(self._update_on_device, batch_size)
         return self._graph.run(update, key, buffer.generator, beta=self.beta, learning_rate=rate)

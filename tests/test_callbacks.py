@@ -56,6 +56,10 @@ def test_what_is_saved_or_interrupted_late_in_a_training_has_the_models_own_step
     assert windows_of(model) == 3
 
 
+def test_it_hides_no_error_of_a_training_that_did_not_start():
+    FewerSteps(n_steps=1, after=0.5).on_training_end()  # as RL Zoo does, whatever happened
+
+
 def test_an_argument_out_of_range_is_named():
     with pytest.raises(ValueError, match=r"after=1.5"):
         FewerSteps(n_steps=1, after=1.5)

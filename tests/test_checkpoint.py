@@ -23,6 +23,7 @@ import torch as th
 from gymnasium import spaces
 from resumable_training import fingerprint, make_env, make_model
 from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -327,6 +328,15 @@ def test_without_an_environment_the_model_predicts(saved):
     assert loaded.observation_space == model.observation_space
 
 
+def test_entries_of_an_observation_keep_their_order(tmp_path):
+    class Ordered(Die):
+        observation_space = spaces.Dict([("b", spaces.Discrete(3)), ("a", spaces.Discrete(3))])
+
+    model = RainbowDQN("MultiInputPolicy", DummyVecEnv([Ordered]), buffer_size=50).learn(20)
+    save(model, tmp_path)
+    assert [*load(tmp_path).observation_space.spaces] == ["b", "a"]
+
+
 def test_what_is_no_data_must_be_given_again(tmp_path):
     save(make_model("cartpole", 1, learning_rate=lambda progress: 1e-3 * progress), tmp_path)
     with pytest.raises(ValueError, match=r"learning_rate.*load\(\)"):
@@ -361,6 +371,19 @@ def test_where_the_environment_cannot_be_read_the_learner_goes_on(tmp_path, capl
     loaded.learn(40, reset_num_timesteps=False)
     assert loaded.replay_buffer.timeouts.reshape(-1)[last] == 1
     assert loaded.num_timesteps == 100
+
+
+def test_windows_of_sb3s_n_step_buffer_end_where_the_environment_could_not_be_read(tmp_path):
+    settings = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 3}, "learning_starts": 20}
+    model = RainbowDQN("MlpPolicy", DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))]), buffer_size=200, **settings)
+    model.learn(60)
+    last = model.replay_buffer.pos - 1
+    ended = model.replay_buffer.dones[last] == 1
+    save(model, tmp_path)
+    loaded = load(tmp_path, DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))]))
+    assert not ended
+    assert loaded.replay_buffer.timeouts[last] == 1
+    assert (loaded.replay_buffer.timeouts[:last] == model.replay_buffer.timeouts[:last]).all()
 
 
 def test_the_callback_goes_on_with_new_episodes_where_the_environment_cannot_be_read(tmp_path):
@@ -414,6 +437,7 @@ class Intricate(gym.Env):
         self.counts = Counter()
         self.seen = defaultdict(list)
         self.recent = deque(maxlen=3)
+        self.later = {}
         self.mixed = {"function": len, "number": 0, 5: Part(2), "list": [Part(3), 1]}
 
     def reset(self, *, seed=None, options=None):
@@ -437,11 +461,12 @@ class Intricate(gym.Env):
         self.counts[int(action)] += 1
         self.seen[int(action)].append(noise)
         self.recent.append(noise)
+        self.later.setdefault("recent", deque(maxlen=2)).append(noise)
         self.mixed["number"] += 1
         self.mixed[5].value += self.mixed["list"][0].value
         self.mixed["list"][1] += 1
         reward = self.pair.second.sum() % 3 + self.counts[1] % 2 + self.mixed[5].value % 2 + self.whole.sum() % 1
-        reward += self.grid.sum() % 5 + self.tail.sum()
+        reward += self.grid.sum() % 5 + self.tail.sum() + sum(self.later["recent"])
         return self._obs(), float(reward), bool(abs(self.state).max() > 8), False, {}
 
 
@@ -624,6 +649,35 @@ def test_an_interrupt_leaves_a_model_that_can_be_saved_and_the_last_checkpoint(t
     model.save(tmp_path / "model")
     save(model, tmp_path)
     model.learn(50, reset_num_timesteps=False)
+
+
+class Stopped(RainbowDQN):
+    def td_errors(self, replay_data):
+        if self.num_timesteps > 90:
+            raise KeyboardInterrupt
+        return super().td_errors(replay_data)
+
+
+def test_an_update_that_is_interrupted_is_no_end_of_a_training(tmp_path):
+    model = Stopped("MlpPolicy", make_env("cartpole", 1), learning_starts=30, buffer_size=200, seed=0)
+    callback = ResumableCheckpointCallback(30, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(200, callback=callback)
+    assert not callback._in_rollout
+    callback.on_training_end()  # as RL Zoo does
+    assert [int(path.name.split("_")[1]) for path in checkpoints(tmp_path)] == [32, 64]
+    # At an end the updates are done, or there are none
+    for i, settings in enumerate(({}, {"learning_starts": 1000}, {"gradient_steps": 0})):
+        RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=200, **settings).learn(
+            120, callback=ResumableCheckpointCallback(1000, tmp_path / str(i))
+        )
+        assert [int(path.name.split("_")[1]) for path in checkpoints(tmp_path / str(i))] == [120]
+
+
+def test_the_callback_hides_no_error_of_a_training_that_did_not_start(tmp_path):
+    callback = ResumableCheckpointCallback(30, tmp_path)
+    callback.on_training_end()  # as RL Zoo does, whatever happened
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_the_last_ones_are_kept(tmp_path):

@@ -156,6 +156,8 @@ def test_the_graph_is_told_what_changes_and_captured_anew_when_tensors_or_settin
     change(lambda: optimizer.load_state_dict(deepcopy(optimizer.state_dict())))
     change(lambda: optimizer.state.clear())
     change(lambda: optimizer.param_groups[0].update(betas=(0.5, 0.9)))
+    target = model.q_net_target
+    change(lambda: (setattr(model.policy, "q_net_target", deepcopy(target)), model._create_aliases()))
     change(lambda: setattr(buffer, "n_steps", 5))
     change(lambda: setattr(model, "max_grad_norm", 1.0))
     model.train(1, 16)

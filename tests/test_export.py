@@ -4,7 +4,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch as th
-from stable_baselines3.common.envs import FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.export import export_onnx, main
@@ -79,3 +80,11 @@ def test_the_command_line_writes_the_file_and_the_model_stays_as_it_was(tmp_path
     q_values = run(tmp_path / "second.onnx", {"observation": obs})
     with th.no_grad():
         np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_trained_with_hindsight_is_exported(tmp_path):
+    model = RainbowDQN("MultiInputPolicy", BitFlippingEnv(n_bits=3), buffer_size=50, replay_buffer_class=HerReplayBuffer)
+    model.save(tmp_path / "model.zip")
+    main([str(tmp_path / "model.zip"), str(tmp_path / "her.onnx")])
+    obs = {key: np.stack([space.sample()]) for key, space in model.observation_space.spaces.items()}
+    assert run(tmp_path / "her.onnx", obs).shape == (1, 3)

@@ -22,6 +22,8 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN
 from stable_baselines3.common.envs import FakeImageEnv
 
+from sb3_rainbow.sweep.evaluation import load_run
+
 ROOT = Path(__file__).parents[1]
 SUITE = {
     "envs": {"A-v0": 300, "B-v0": 300},
@@ -133,6 +135,14 @@ def test_the_film_is_of_the_median_game(tmp_path, untrained):
     assert scores[game] == median
     # CartPole's score is its length, every second step is filmed, and a GIF shows equal pictures as one
     assert median // 4 < len(imageio.imread(tmp_path / "film.gif")) <= median // 2
+
+
+def test_a_run_is_played_in_the_environment_that_it_was_trained_in(tmp_path):
+    zoo = [sys.executable, "-m", "sb3_rainbow.zoo", "train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", "20"]
+    options = ["-f", tmp_path, "--eval-freq", "-1", "--env-kwargs", "sutton_barto_reward:True", "-params", "buffer_size:100"]
+    subprocess.run([*zoo, *options], check=True, capture_output=True)
+    _, env = load_run(tmp_path / "rainbow/CartPole-v1_1")
+    assert env.get_attr("_sutton_barto_reward") == [True]
 
 
 def test_a_run_of_rl_zoo_is_drawn_and_filmed(untrained):

@@ -282,3 +282,5 @@ def test_replacements_that_die_as_well_are_an_error(tmp_path):
 def test_wrong_arguments_are_named(argument, value):
     with pytest.raises(ValueError, match=f"{argument}={value!r}"):
         counting(1, **{argument: value})
+    with pytest.raises(ValueError, match=r"len\(env_fns\)=0"):
+        counting(0)

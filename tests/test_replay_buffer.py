@@ -236,6 +236,29 @@ def test_sb3_arrays_can_be_read_and_extended_from(n_envs):
             assert getattr(buffer, name).dtype == expected.dtype, name
 
 
+def test_blocks_of_wrong_shapes_are_named_and_not_stored():
+    buffer = PrioritizedNStepReplayBuffer(20, VECTORS, ACTIONS, "cpu", n_envs=2)
+    block = {name: np.zeros((4, 2)) for name in ("actions", "rewards", "dones", "timeouts")}
+    block |= {name: np.zeros((4, 2, *VECTORS.shape)) for name in ("obs", "next_obs")}
+    for name, shape in {
+        "rewards": (3, 2),
+        "timeouts": (4, 1),
+        "actions": (5, 2),
+        "obs": (5, 2, 2),
+        "next_obs": (3, 2, 2),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} has the"):
+            buffer.add_block(**block | {name: np.zeros(shape)})
+    with pytest.raises(ValueError, match="1 infos: must be 2"):
+        buffer.add(*(block[name][0] for name in ("obs", "next_obs", "actions", "rewards", "dones")), [{}])
+    assert buffer.size() == 0
+    buffer.add_block(**block)
+    buffer.add_block(**{name: array[:0] for name, array in block.items()}, priorities=np.zeros((0, 2)))
+    assert buffer.size() == 4
+    with pytest.raises(ValueError, match="batch_size=2.5"):
+        buffer.sample(2.5)
+
+
 def test_reset_forgets_everything_but_the_largest_priority():
     buffer = PrioritizedNStepReplayBuffer(20, IMAGES, ACTIONS, "cpu", seed=0)
     add(buffer, 5)
@@ -244,6 +267,8 @@ def test_reset_forgets_everything_but_the_largest_priority():
     assert buffer.size() == 0
     with pytest.raises(ValueError, match="empty"):
         buffer.sample(3)
+    buffer._transitions.terminated[:] = 1  # as old transitions may have left it
+    assert not any(getattr(buffer, name).any() for name in ("actions", "rewards", "dones", "timeouts"))
     add(buffer, 2)
     assert set(buffer.sample(50).leaf_indices.tolist()) == {0, 1}
     assert to_numpy(buffer._priorities.leaves)[0] == pytest.approx(7**0.5)

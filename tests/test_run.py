@@ -149,7 +149,8 @@ def test_stacked_images_of_several_environments_train():
     assert model.replay_buffer._observations._stores[""].n_stack == 3
 
 
-def test_normalised_float_images_train():
+@pytest.mark.parametrize("policy", ["CnnPolicy", "DataEfficientCnnPolicy"])
+def test_normalised_float_images_train(policy):
     class Env(gym.ObservationWrapper):
         observation_space = spaces.Box(0, 1, (3, 40, 41), np.float32)
 
@@ -157,7 +158,7 @@ def test_normalised_float_images_train():
             return np.moveaxis(observation / 255, -1, 0).astype(np.float32)
 
     model = RainbowDQN(
-        "CnnPolicy",
+        policy,
         Env(FakeImageEnv(4, 40, 41, 3)),
         buffer_size=50,
         learning_starts=20,

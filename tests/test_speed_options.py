@@ -54,13 +54,15 @@ def test_under_bfloat16_q_values_and_targets_are_float32(head, monkeypatch):
     assert seen == [(False, th.float32)] * 3
 
 
+@pytest.mark.parametrize("noisy", ["factorised", False])
 @pytest.mark.parametrize("dueling", [True, False])
-def test_under_bfloat16_close_actions_are_still_told_apart(dueling):
-    model = filled(amp="bf16", dueling=dueling)
+def test_under_bfloat16_close_actions_are_still_told_apart(dueling, noisy):
+    model = filled(amp="bf16", dueling=dueling, noisy=noisy)
     last = (model.q_net.advantage_stream if dueling else model.q_net.q_net)[-1]
-    values = th.full_like(last.bias_mu, 2.0)
+    bias = "bias_mu" if noisy else "bias"
+    values = th.full_like(getattr(last, bias), 2.0)
     values[1] += 1e-3  # of which bfloat16 knows nothing: after 2 comes 2.016
-    last.load_state_dict({"bias_mu": values} | {name: 0 * p for name, p in last.named_parameters() if name != "bias_mu"})
+    last.load_state_dict({bias: values} | {name: 0 * p for name, p in last.named_parameters() if name != bias})
     observations = model.replay_buffer.sample(8).observations
     assert (model._outputs(model.q_net, observations).argmax(dim=1) == 1).all()
 

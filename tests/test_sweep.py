@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -23,6 +24,7 @@ from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.curve import EpisodeCurve
 from sb3_rainbow.sweep.engine import Processes
 from sb3_rainbow.sweep.search import finished, load_study
 from sb3_rainbow.sweep.suite import Run, claim, expand, read
@@ -227,7 +229,8 @@ def test_a_run_that_is_done_is_taken_for_no_other(tmp_path):
 
 def test_callbacks_of_a_config_and_infinite_values_reach_the_training(tmp_path):
     callback = {"stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes": {"max_episodes": 3}}
-    config = {"default": {"n_timesteps": 9, "policy": "MlpPolicy", "callback": [callback]}}
+    checkpoints = {"sb3_rainbow.checkpoint.ResumableCheckpointCallback": {"save_freq": 9, "folder": str(tmp_path / "theirs")}}
+    config = {"default": {"n_timesteps": 9, "policy": "MlpPolicy", "callback": [checkpoints, callback]}}
     (tmp_path / "own.yml").write_text(yaml.safe_dump(config))
     hyperparams = SMALL | {"max_grad_norm": math.inf}
     suite = {
@@ -241,6 +244,7 @@ def test_callbacks_of_a_config_and_infinite_values_reach_the_training(tmp_path):
     assert len(curve.read_text().split()) == 1 + 3
     (saved,) = tmp_path.glob("s/*/zoo/rainbow/*/CartPole-v1.zip")
     assert RainbowDQN.load(saved).max_grad_norm == math.inf
+    assert not (tmp_path / "theirs").exists(), "where other runs may write, too"
 
 
 def same_curves(folder: Path, expected: Path) -> None:
@@ -409,6 +413,29 @@ SEARCH: dict[str, Any] = {
     "workers": 2,
     "search": {"n_startup_trials": 4, "n_evaluations": 1, "eval_episodes": 1, "pruner": "none"},
 }
+
+
+def test_the_best_trial_is_that_of_all_workers(tmp_path):
+    runs = expand("s", read(write(tmp_path, SEARCH))[1], tmp_path)
+    for run, value in zip(runs, (9.0, 7.0), strict=True):
+        run.folder.mkdir(parents=True)
+        manifest = {"summary": f"best trial 1: {value}", "best_value": value}
+        (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert results(runs) == "rainbow-CartPole-v1: best trial 1: 9.0"
+
+
+def test_a_curve_that_cannot_be_written_anew_stays(tmp_path, monkeypatch):
+    path = tmp_path / "curve.csv"
+    path.write_text(f"step,return,seconds\n{'4,1.0,2.0' + chr(10)}9,1.0")
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=50)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        model.learn(1, callback=EpisodeCurve(str(path)))
+    assert path.read_text().endswith("\n9,1.0")
+    monkeypatch.undo()
+    model.num_timesteps = 5
+    model.learn(1, callback=EpisodeCurve(str(path)), reset_num_timesteps=False)
+    assert path.read_text().split() == ["step,return,seconds", "4,1.0,2.0"]
 
 
 def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_path):

@@ -19,7 +19,7 @@ MOST_COPIED = 2**31
 class ResumableCheckpointCallback(BaseCallback):
     """
     Saves a checkpoint every so many steps, between two rollouts: only there is a training in a state from which it can go on
-    exactly. SB3's ``CheckpointCallback`` saves in the middle of a rollout, and networks only.
+    exactly. SB3's ``CheckpointCallback`` saves in the middle of a rollout, and no random generators.
 
     Training goes on while a checkpoint is written, unless it is very large, as the first one of a full replay buffer can
     be. If one cannot be written, training stops with that error when the next one is due, or at the end.
@@ -38,8 +38,8 @@ class ResumableCheckpointCallback(BaseCallback):
     :param keep: how many are kept
     :param resume: go on from the newest checkpoint in the folder, if there is one
     :param verbose: 1 to say when a checkpoint is saved or taken
-    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1, ``folder`` has another name in braces, or the model
-        is no ``RainbowDQN``
+    :raises ValueError: if ``save_freq`` or ``keep`` is less than 1, ``folder`` has another name in braces, the model is no
+        ``RainbowDQN``, or, at the start of a training, differs from the checkpoint that it is to go on from
     """
 
     model: RainbowDQN
@@ -60,6 +60,7 @@ class ResumableCheckpointCallback(BaseCallback):
         self.resume = resume
         self._saved_at = 0
         self._in_rollout = False
+        self._n_updates = 0
         self._writer: threading.Thread | None = None
         self._error: Exception | None = None
 
@@ -99,12 +100,19 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._in_rollout = False
+        self._n_updates = self.model._n_updates
 
     def _on_training_end(self) -> None:
-        # A callback that stops training does so in the middle of a step
-        if not self._in_rollout and self.model.num_timesteps > self._saved_at:
+        # RL Zoo calls this after whatever error, that of a first reset among them
+        if hasattr(self, "model") and self._is_between_rollouts() and self.model.num_timesteps > self._saved_at:
             self._save()
         self._finish()
+
+    def _is_between_rollouts(self) -> bool:
+        """Not in the middle of a step, where callbacks stop trainings, nor of the updates after a rollout."""
+        model = self.model
+        updates = model.num_timesteps > model.learning_starts and model.gradient_steps != 0
+        return not self._in_rollout and (model._n_updates > self._n_updates or not updates)
 
     def _save(self) -> None:
         self._finish()

@@ -152,7 +152,8 @@ def decode_space(node: Json, arrays: Arrays) -> Space[Any]:
     :return: the space
     """
     if node["kind"] == "Dict":
-        return spaces.Dict({key: decode_space(part, arrays) for key, part in node["arguments"].items()})
+        # Pairs stay in their order
+        return spaces.Dict([(key, decode_space(part, arrays)) for key, part in node["arguments"].items()])
     return getattr(spaces, node["kind"])(**decode(node["arguments"], arrays))
 
 
@@ -192,7 +193,8 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
             [encode(key, arrays, f"{path}/key{i}") for i, (key, _) in enumerate(pairs)] if isinstance(target, dict) else None
         )
         items = [encode_object(item, arrays, f"{path}/{i}", memo) for i, (_, item) in enumerate(pairs)]
-        return {"!": "items", "class": type(target).__qualname__, "keys": keys, "of": items}
+        length = {"maxlen": target.maxlen} if isinstance(target, deque) else {}
+        return {"!": "items", "class": type(target).__qualname__, "keys": keys, "of": items} | length
     if hasattr(type(target), "state_dict") and hasattr(type(target), "load_state_dict"):
         return {"!": "state_dict", "of": encode(target.state_dict(), arrays, path)}
     if not hasattr(target, "__dict__"):
@@ -288,7 +290,7 @@ def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
             value[key] = item
         return value
     if issubclass(kind, deque):
-        return kind(items, target.maxlen if isinstance(target, deque) else None)
+        return kind(items, node.get("maxlen", getattr(target, "maxlen", None)))  # the first checkpoints do not tell it
     return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 

@@ -7,17 +7,20 @@ disk, and then renamed. Readers take the newest whose manifest is true to its fi
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 FORMAT = 3
+#: Saving so many bytes shows its progress
+LONG = 2**30
 _PREFIX, _TEMPORARY = "step_", ".writing_"
 #: Held from a look at the newest checkpoint until the next one is there
 WRITER = threading.Lock()
@@ -171,10 +174,9 @@ def newest_manifest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     :param folder: where checkpoints are kept
     :return: the newest checkpoint and its manifest; None if there is none, or it cannot be read
     """
-    for path in reversed(checkpoints(folder)):
+    for path in checkpoints(folder)[-1:]:
         with contextlib.suppress(CorruptCheckpointError):
             return path, read_manifest(path)
-        break
     return None
 
 
@@ -183,15 +185,25 @@ def sha256(file: Path) -> str:
     :param file: any file
     :return: digest of its content
     """
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
+
+
+def with_progress(arrays: Mapping[str, Any], unchanged: Container[str]) -> Iterable[tuple[str, Any]]:
+    """
+    :param arrays: of a checkpoint, by name
+    :param unchanged: names of those that need not be written
+    :return: arrays and their names, with a progress bar if many bytes are to be written and tqdm is there
+    """
+    total = sum(array.nbytes for name, array in arrays.items() if name not in unchanged)
+    if total < LONG or importlib.util.find_spec("tqdm") is None:
+        return arrays.items()
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    return tqdm(arrays.items(), desc=f"saving {total / 2**30:.1f} GiB", leave=False)
 
 
 def _flush(path: Path) -> None:

@@ -2,22 +2,21 @@
 
 import copy
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import logging
 import os
 import random
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.checkpoint.encoding import (
     Arrays,
     Json,
@@ -38,6 +37,7 @@ from sb3_rainbow.checkpoint.folder import (
     newest_manifest,
     read_manifest,
     verify,
+    with_progress,
     write_manifest,
     writing,
 )
@@ -46,8 +46,6 @@ from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 
 #: Arrays of so many bytes have a file of their own
 LARGE = 2**22
-#: Saving so many bytes shows its progress
-LONG = 2**30
 #: Where training stands
 PROGRESS = (
     "num_timesteps",
@@ -99,11 +97,10 @@ def save(model: RainbowDQN, folder: str | os.PathLike[str], keep: int = 2) -> Pa
     :param folder: where checkpoints are kept. One process may write to it at a time
     :param keep: how many are kept
     :return: the checkpoint's own folder
-    :raises ValueError: if ``keep`` is less than 1
+    :raises ValueError: if ``keep`` is less than 1, or the format of the newest checkpoint there is another version's
     :raises OSError: if it cannot be written, the disk being full for example; the checkpoints before it are untouched
     """
-    if keep < 1:
-        raise ValueError(f"keep={keep}: must be 1 or more")
+    check_integer("keep", keep, 1)
     with WRITER:
         return write_snapshot(take_snapshot(model), Path(folder), keep)
 
@@ -120,10 +117,10 @@ class Snapshot(NamedTuple):
     #: Names of arrays, and what changes when they do
     tags: dict[str, str]
 
-    def unchanged(self, folder: Path) -> dict[str, Path]:
+    def unchanged(self, folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
         """
         :param folder: where checkpoints are kept
-        :return: those arrays that need not be written, and their files in the newest checkpoint
+        :return: those arrays that need not be written: their files in the newest checkpoint, and its manifest's entries
         """
         previous = newest_manifest(folder)
         if previous is None:
@@ -131,9 +128,10 @@ class Snapshot(NamedTuple):
         path, manifest = previous
         # The tag does not tell the length: the last part grows while the ring fills
         return {
-            name: path / manifest["large"][name]
+            name: (path / file, manifest["files"][file])
             for name, tag in self.tags.items()
             if (manifest["tags"].get(name), manifest["lengths"].get(name)) == (tag, len(self.arrays[name]))
+            for file in [manifest["large"][name]]
         }
 
     def copied(self, folder: Path, most: int) -> "Snapshot | None":
@@ -184,22 +182,21 @@ def write_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     :raises OSError: if it cannot be written; the checkpoints before it are untouched
     """
     unchanged = snapshot.unchanged(folder)
-    files = newest_manifest(folder)[1]["files"] if unchanged else {}  # type: ignore[index]
     small, large, known = {}, {}, {}
     with writing(folder, snapshot.step, keep) as (temporary, final):
-        for i, (name, array) in enumerate(_with_progress(snapshot.arrays)):
+        for i, (name, array) in enumerate(with_progress(snapshot.arrays, unchanged)):
             if array.nbytes < LARGE:
                 small[name] = array
                 continue
             file = large[name] = f"array_{i:05d}.npy"
             if name in unchanged:
-                link(unchanged[name], temporary / file)
-                known[file] = files[unchanged[name].name]
+                before, known[file] = unchanged[name]
+                link(before, temporary / file)
                 if (temporary / file).stat().st_size != known[file]["size"]:
-                    raise CorruptCheckpointError(f"{unchanged[name]}: not as long as it was written. Save to another folder")
+                    raise CorruptCheckpointError(f"{before}: not as long as it was written. Save to another folder")
             else:
                 np.save(temporary / file, array, allow_pickle=False)
-        np.savez(temporary / "arrays.npz", **small)  # type: ignore[arg-type]
+        np.savez(temporary / "arrays.npz", **small)
         (temporary / "state.json").write_text(json.dumps(snapshot.content))
         lengths = {name: len(snapshot.arrays[name]) for name in large}
         versions = {name: importlib.metadata.version(name) for name in ("sb3-rainbow", "stable-baselines3", "torch", "numpy")}
@@ -220,7 +217,9 @@ def load(folder: str | os.PathLike[str], env: Any = None, device: th.device | st
         the checkpoint and must be given
     :return: the model
     :raises FileNotFoundError: if there is no intact checkpoint
-    :raises ValueError: if the environment is not like the one that was used; both values are named
+    :raises ValueError: if the environment is not like the one that was used; both values are named. If an argument is not
+        stored and not given, or the format is another version's
+    :raises CorruptCheckpointError: if ``folder`` is a checkpoint's own, and it is damaged; it names the file
     """
     path = _find(Path(folder))
     content, arrays = _read(path)
@@ -247,7 +246,9 @@ def restore(model: RainbowDQN, folder: str | os.PathLike[str]) -> Path:
     :param folder: where checkpoints are kept, the newest intact one is taken; or a checkpoint's own folder
     :return: the checkpoint that was taken
     :raises FileNotFoundError: if there is no intact checkpoint
-    :raises ValueError: if the model differs from the one that was saved; both values are named, and nothing is changed
+    :raises ValueError: if the model differs from the one that was saved; both values are named, and nothing is changed. If the
+        format is another version's
+    :raises CorruptCheckpointError: if ``folder`` is a checkpoint's own, and it is damaged; it names the file
     """
     path = _find(Path(folder))
     restore_verified(model, path)
@@ -334,9 +335,12 @@ def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, array
     if problem:
         # As at the start of a training, but that normalisation has seen what it has seen
         restore_object(_statistics(model), stored_statistics, arrays, "statistics")
-        truncate = getattr(model.replay_buffer, "truncate_last_trajectory", None)
-        if truncate is not None:  # SB3's own buffers have no windows that could go on
-            truncate()
+        buffer: Any = model.replay_buffer
+        if hasattr(buffer, "truncate_last_trajectory"):
+            buffer.truncate_last_trajectory()
+        elif isinstance(buffer, NStepReplayBuffer) and buffer.size() > 0:  # SB3's: its windows go on until they meet this
+            last = buffer.pos - 1
+            buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1 - buffer.dones[last])
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         if model._vec_normalize_env is not None:
@@ -440,16 +444,6 @@ def _replay_state(buffer: ReplayBuffer | None, arrays: Arrays) -> tuple[Json, di
         for i, tag in enumerate(entry.get("tags", ()))
     }
     return encode(state, arrays, "replay"), tags
-
-
-def _with_progress(arrays: Arrays) -> Iterable[tuple[str, np.ndarray]]:
-    """The arrays, with a progress bar if they are many bytes and tqdm is there."""
-    total = sum(array.nbytes for array in arrays.values())
-    if total < LONG or importlib.util.find_spec("tqdm") is None:
-        return arrays.items()
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return tqdm(arrays.items(), desc=f"saving {total / 2**30:.1f} GiB", leave=False)
 
 
 def _find(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from sb3_rainbow.arguments import check_integer, check_number
 from sb3_rainbow.cluster import connect
-from sb3_rainbow.envs.subproc import CLOSING, ReadableEnvs, WorkerError, make_readable
+from sb3_rainbow.envs.subproc import CLOSING, STARTING, ReadableEnvs, WorkerError, make_readable
 
 #: How often a replacement is tried that dies itself
 TRIES = 3
@@ -56,7 +56,9 @@ class RayVecEnv(ReadableEnvs, VecEnv):
     :param timeout: seconds to wait for an answer of an actor, and for its replacement
     :param ray_options: of each actor, as Ray's ``options`` takes them, such as ``{"num_cpus": 1, "num_gpus": 0.25}``
     :param address: of a cluster; None for a Ray of this machine's own, see ``sb3_rainbow.cluster.connect``
-    :raises ValueError: if ``envs_per_actor`` is less than 1, or ``timeout`` is not positive
+    :raises ValueError: if ``env_fns`` is empty, ``envs_per_actor`` is less than 1, or ``timeout`` is not positive
+    :raises WorkerError: if an actor cannot be started; later, if its replacements cannot
+    :raises ImportError: if the extra ``ray`` is not installed
     """
 
     def __init__(
@@ -67,10 +69,11 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         ray_options: dict[str, Any] | None = None,
         address: str | None = None,
     ) -> None:
+        check_integer("len(env_fns)", len(env_fns), 1)
         check_integer("envs_per_actor", envs_per_actor, 1)
         check_number("timeout", timeout, 0, float("inf"), low_open=True)
         self._ray = connect(address)
-        self._timeout = None if math.isinf(timeout) else timeout
+        self._timeout = None if math.isinf(timeout) else max(timeout, STARTING)
         readable = [make_readable(env_fn) for env_fn in env_fns]
         self._slices = [slice(i, i + envs_per_actor) for i in range(0, len(readable), envs_per_actor)]
         self._env_fns = [readable[part] for part in self._slices]
@@ -80,7 +83,9 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         self._n_replaced = 0
         self._last_obs: Any = None
         self._closed = False
-        (about,) = self._results([self._actors[0].about.remote()])
+        # All of them: those that still start must not be taken for hung
+        about, *_ = self._results([actor.about.remote() for actor in self._actors])
+        self._timeout = None if math.isinf(timeout) else timeout
         super().__init__(len(readable), *about[:2])
         self.metadata = about[2]
 

@@ -33,7 +33,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     transition and has its own priority. Rewards are stored raw; VecNormalize's normalisation is applied to each of them before
     they are summed. Dict observations work, every entry is stored by itself.
 
-    Storage is allocated by the first ``add``, but for the 17 bytes or so that a transition takes beside its observations.
+    Storage is allocated by the first ``add``, but for what a transition takes beside its observations: 25 bytes, if the action
+    is discrete.
 
     :param buffer_size: most transitions kept, over all environments
     :param observation_space: observation space
@@ -90,7 +91,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         self.n_steps, self.gamma, self.alpha, self.weight_norm = n_steps, gamma, alpha, weight_norm
         self._action_dtype = _action_dtype(action_space)
         if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
-            fits = self.device.type == "cpu" or self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
+            fits = self.device.type == "cuda" and self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
             storage_device = self.device if fits else "cpu"
         self._allocate(get_device(storage_device), seed)
 
@@ -188,7 +189,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param reward: ``[n_envs]``, of this step alone, not normalised
         :param done: ``[n_envs]`` bool: terminated or truncated
         :param infos: one per environment; ``"TimeLimit.truncated"`` tells a truncation
-        :raises ValueError: if an array has the wrong shape
+        :raises ValueError: if an array, or ``infos``, has the wrong shape
         :raises MemoryError: by the first call, if the full buffer will not fit; it says what is needed and what there is
         """
         action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
@@ -196,6 +197,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         done = as_shape("done", done, _BOOL, (self.n_envs,))
         entries = self._observations.to_entries("obs", obs)
         next_entries = self._observations.to_entries("next_obs", next_obs)
+        if len(infos) != self.n_envs:
+            raise ValueError(f"{len(infos)} infos: must be {self.n_envs}, one per environment")
         self._note_non_finite(reward, entries, next_entries)
         if not self._observations.allocated:
             others = self.buffer_size * self.n_envs * _bytes_per_leaf(self.action_space)
@@ -233,15 +236,23 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :raises ValueError: if an array has the wrong shape, or a priority is negative or not finite
         """
         length = len(dones)
+        shape = length, self.n_envs
+        actions = as_shape("actions", actions, self._action_dtype, (*shape, self.action_dim))
+        rewards = as_shape("rewards", rewards, _FLOAT32, shape)
+        dones, timeouts = as_shape("dones", dones, _BOOL, shape), as_shape("timeouts", timeouts, _BOOL, shape)
+        for name, given in (("obs", obs), ("next_obs", next_obs)):
+            lengths = [len(entry) for entry in (given.values() if isinstance(given, dict) else [given])]
+            if any(other != length for other in lengths):
+                raise ValueError(f"{name} has the length {lengths}: must be {length}, as dones")
         if priorities is not None:
-            priorities = as_shape("priorities", priorities, np.dtype(np.float64), (length, self.n_envs))
+            priorities = as_shape("priorities", priorities, np.dtype(np.float64), shape)
             if not (np.isfinite(priorities) & (priorities >= 0)).all():
                 raise ValueError(f"priorities={priorities.tolist()}: must be finite and not negative")
         start = self.pos
         for i in range(length):
             infos = [{"TimeLimit.truncated": bool(timeout)} for timeout in timeouts[i]]
             self.add(_each(itemgetter(i), obs), _each(itemgetter(i), next_obs), actions[i], rewards[i], dones[i], infos)
-        if priorities is not None:
+        if priorities is not None and length > 0:
             slots = (start + np.arange(length)) % self.buffer_size
             leaves = slots[:, None] * self.n_envs + np.arange(self.n_envs)
             self.update_priorities(leaves, priorities)
@@ -257,11 +268,12 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param beta: exponent of the importance weights, in [0, 1]; 1 corrects the sampling fully
         :param check: False, after ``prepare``, reads nothing back from the device
         :return: the batch, on ``device``
-        :raises ValueError: if nothing was added yet, or something that is not finite
+        :raises ValueError: if an argument is out of range, nothing was added yet, or something that is not finite, or all
+            priorities are 0
         """
         if check:
-            if not (batch_size >= 1 and 0 <= beta <= 1):
-                check_integer("batch_size", batch_size, 1)
+            check_integer("batch_size", batch_size, 1)
+            if not 0 <= beta <= 1:
                 check_number("beta", beta, 0, 1)
             self.prepare()
         leaf_indices = self._priorities.sample(batch_size, check=False)
@@ -271,7 +283,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         What a sample needs of the host.
 
-        :raises ValueError: if nothing was added yet, or something that is not finite
+        :raises ValueError: if nothing was added yet, or something that is not finite, or all priorities are 0
         """
         if self.size() == 0:
             raise ValueError("the replay buffer is empty: nothing to sample")
@@ -321,7 +333,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             never drawn again
         :param check: False, for leaves as sampled and positive priorities, reads nothing back from the device; priorities that
             are not finite change nothing then
-        :raises ValueError: if one is negative or not finite, or a leaf holds no transition; nothing is changed then
+        :raises ValueError: if one is negative or not finite, a leaf holds no transition, or there are not as many of both;
+            nothing is changed then
         """
         leaf_indices = to_array(leaf_indices, self.storage_device).reshape(-1)
         priorities = to_array(priorities, self.storage_device).reshape(-1)
@@ -437,9 +450,10 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         return to_array(env.normalize_reward(to_numpy(rewards)).astype(np.float32), self.storage_device)
 
     def _copy(self, leaves: Array) -> np.ndarray:
-        """Leaves from the first on, as ``[buffer_size, n_envs, ...]``; zeros where there are none."""
+        """Leaves from the first on, as ``[buffer_size, n_envs, ...]``; zeros where no transition is."""
         array = np.zeros((self.buffer_size * self.n_envs, *leaves.shape[1:]), dtype=to_numpy(leaves[:0]).dtype)
-        array[: len(leaves)] = to_numpy(leaves)
+        n_leaves = self.size() * self.n_envs
+        array[:n_leaves] = to_numpy(leaves[:n_leaves])
         return array.reshape(self.buffer_size, self.n_envs, *leaves.shape[1:])
 
     def _copy_observations(self, which: int) -> Obs:

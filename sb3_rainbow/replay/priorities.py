@@ -23,8 +23,8 @@ class PrioritySampler:
     r"""
     Draws leaf ``i`` with probability :math:`P(i) = p_i^\alpha / \sum_k p_k^\alpha` (PER eq. 1).
 
-    The leaves :math:`p_i^\alpha` lie in blocks of about :math:`\sqrt{N}`, with one sum per block. A draw searches the block
-    sums and then one block; an update recomputes the sums of the blocks that it touches from their leaves,
+    The leaves :math:`p_i^\alpha` lie in blocks of about :math:`\sqrt{N} / 4`, but at least 64, with one sum per block. A draw
+    searches the block sums and then one block; an update recomputes the sums of the blocks that it touches from their leaves,
     so rounding errors never accumulate. All of it is float64, on ``device``.
 
     New leaves enter at the largest priority ever seen (PER algorithm 1, line 6). Leaves never written, or written with

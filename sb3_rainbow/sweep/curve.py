@@ -38,11 +38,17 @@ class EpisodeCurve(BaseCallback):
                 whole = [line for line in csv.DictReader(file) if line["seconds"]]
             lines = [line for line in whole if int(line["step"]) <= self.model.num_timesteps]
         self._start = time.time() - float(lines[-1]["seconds"] if lines else 0)
+        temporary = self.path.with_suffix(".writing")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
         # Lines are written at once, as whole lines
-        self._file = self.path.open("w", newline="", buffering=1)
+        self._file = self.path.open("a", newline="", buffering=1)
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
-        self._writer.writerows(lines)
         self._synced_at = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:

@@ -95,7 +95,7 @@ def load_run(run: Path, seed: int = 0, vec_env_wrapper: bool = True, **env_kwarg
     hyperparams, stats_path = get_saved_hyperparams(str(run / name), test_mode=True)
     if not vec_env_wrapper:
         hyperparams.pop("vec_env_wrapper", None)
-    kwargs = yaml.safe_load(str(hyperparams.pop("env_kwargs", "{}"))) or {}
+    kwargs = args["env_kwargs"] or hyperparams.pop("env_kwargs", None) or {}
     env = create_test_env(
         args["env"],
         stats_path=stats_path,

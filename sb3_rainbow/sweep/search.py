@@ -56,8 +56,8 @@ def optimize(run: Run, attempt: Path) -> None:
     _give_up_trials(run)
     _sign_trials(run)
     arguments = zoo_arguments(run, attempt)
-    # Workers that sample by the same seed would try the same values, and so would one that is started again
-    arguments += ["--seed", str(run.seed + number_of(attempt)), "-optimize", "--no-optim-plots"]
+    # Workers that sample by the same seed would try the same values, and so would one that is started again, or goes on
+    arguments += ["--seed", str(run.seed + number_of(attempt) + finished(run)[0]), "-optimize", "--no-optim-plots"]
     search = dict(run.search)
     arguments += ["--max-total-trials", str(search.pop("trials"))]
     for name, value in search.items():
@@ -67,7 +67,7 @@ def optimize(run: Run, attempt: Path) -> None:
     run_zoo(arguments)
     best = load_study(run.search["storage"], run.search["study_name"]).best_trial
     result = f"best trial {best.number}: {best.value:.1f}"
-    finish(run, attempt, result, time.perf_counter() - start, arguments, best_params=best.params)
+    finish(run, attempt, result, time.perf_counter() - start, arguments, best_params=best.params, best_value=best.value)
 
 
 def _give_up_trials(run: Run) -> None:

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -188,10 +189,11 @@ def results(runs: list[Run]) -> str:
     :return: one line for each environment and algorithm: mean scores of its seeds; for a search, its best trial
     """
     lines: dict[str, list[float]] = {}
-    searches = {}
+    searches: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run.is_done and run.search:
-            searches[run.search["study_name"]] = json.loads((run.folder / "manifest.json").read_text())["summary"]
+            manifest = json.loads((run.folder / "manifest.json").read_text())
+            searches.setdefault(run.search["study_name"], []).append(manifest)
         elif run.is_done:
             scores = np.loadtxt(run.folder / "scores.csv", skiprows=1, ndmin=1)
             lines.setdefault(f"{run.env} {run.label}", []).append(float(scores.mean()))
@@ -200,4 +202,6 @@ def results(runs: list[Run]) -> str:
         f"({', '.join(f'{score:.1f}' for score in scores)})"
         for name, scores in lines.items()
     ]
-    return "\n".join([*texts, *(f"{name}: {text}" for name, text in searches.items())])
+    # Workers end one after the other, and each knows the best trial until then
+    bests = {name: max(of_study, key=itemgetter("best_value")) for name, of_study in searches.items()}
+    return "\n".join([*texts, *(f"{name}: {best['summary']}" for name, best in bests.items())])

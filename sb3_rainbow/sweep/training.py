@@ -42,17 +42,19 @@ def train(run: Run, attempt: Path) -> None:
 
 @contextlib.contextmanager
 def _callbacks(run: Run, attempt: Path) -> Iterator[None]:
-    """Have RL Zoo use ours beside those of the settings: checkpoints, unless the settings have them, and the curve."""
+    """
+    Have RL Zoo use ours beside those of the settings: checkpoints, in place of theirs, whose folder other runs may have too,
+    and the curve.
+    """
     from rl_zoo3.exp_manager import ExperimentManager
 
     create = ExperimentManager.create_callbacks
 
     def create_with_ours(manager: ExperimentManager) -> None:
-        theirs = manager.callbacks
+        theirs = [callback for callback in manager.callbacks if not isinstance(callback, ResumableCheckpointCallback)]
         curve = EpisodeCurve(str(attempt / "curve.csv"), **({"sync_freq": run.checkpoint_freq} if run.checkpoint_freq else {}))
         manager.callbacks = [*theirs, curve]
-        has_checkpoints = any(isinstance(callback, ResumableCheckpointCallback) for callback in theirs)
-        if run.checkpoint_freq and run.settings["algo"] == ALGO and not has_checkpoints:
+        if run.checkpoint_freq and run.settings["algo"] == ALGO:
             folder = str(attempt / "checkpoints").replace("{", "{{").replace("}", "}}")
             manager.callbacks.insert(0, ResumableCheckpointCallback(run.checkpoint_freq, folder, resume=True))
         create(manager)  # type: ignore[no-untyped-call]
