@@ -95,13 +95,13 @@ def load_run(run: Path, seed: int = 0, vec_env_wrapper: bool = True, **env_kwarg
     hyperparams, stats_path = get_saved_hyperparams(str(run / name), test_mode=True)
     if not vec_env_wrapper:
         hyperparams.pop("vec_env_wrapper", None)
-    kwargs = args["env_kwargs"] or hyperparams.pop("env_kwargs", None) or {}
+    configured = hyperparams.pop("env_kwargs", None)
     env = create_test_env(
         args["env"],
         stats_path=stats_path,
         seed=seed,
         hyperparams=hyperparams,
-        env_kwargs=kwargs | env_kwargs,
+        env_kwargs=(args["env_kwargs"] or configured or {}) | env_kwargs,
         should_render=False,
     )
     # No memory for a replay that is not used
