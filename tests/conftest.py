@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import itertools
 import random
 
 import ale_py
@@ -7,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.utils import seeding
 
 from sb3_rainbow.replay import arrays
 
@@ -17,11 +19,13 @@ th.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """The same draws, whatever tests came before."""
+def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws, whatever tests came before, from environments and spaces without a seed too."""
     random.seed(0)
     np.random.seed(0)
     th.manual_seed(0)
+    seeds, np_random = itertools.count(), seeding.np_random
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: np_random(next(seeds) if seed is None else seed))
 
 
 @pytest.fixture(params=["numpy", "torch"])
