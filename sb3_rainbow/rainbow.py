@@ -19,7 +19,7 @@ from sb3_rainbow import losses
 from sb3_rainbow.checks import PARTS_OF_POLICY, check_arguments, check_cuda_graph, check_loaded, name_non_finite
 from sb3_rainbow.cuda_graph import CudaGraph, places, step_on_device
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
-from sb3_rainbow.replay.arrays import keep_freed_memory
+from sb3_rainbow.process import flush_denormals, keep_freed_memory
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 from sb3_rainbow.type_aliases import Samples
 
@@ -245,6 +245,7 @@ class RainbowDQN(DQN):
         if seed is not None and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
             self.replay_buffer.seed(seed)
 
+    @flush_denormals()
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """
         Sample the replay buffer and do updates. Needs no environment.
@@ -328,8 +329,7 @@ class RainbowDQN(DQN):
     def _update_priorities(self, replay_data: Any, td_errors: th.Tensor, **check: bool) -> None:
         buffer: Any = self.replay_buffer
         if hasattr(buffer, "update_priorities") and (self.prioritized or getattr(buffer, "alpha", 0.0) > 0):
-            # PER section 3.3, proportional prioritization
-            priorities = td_errors.abs() + PRIORITY_EPS
+            priorities = td_errors.abs() + PRIORITY_EPS  # PER section 3.3, proportional prioritization
             buffer.update_priorities(replay_data.leaf_indices, priorities, **check)
 
     def td_errors(self, replay_data: Samples) -> th.Tensor:

@@ -102,14 +102,6 @@ def to_tensor(array: Array) -> th.Tensor:
     return th.from_numpy(array) if isinstance(array, np.ndarray) else array
 
 
-def keep_freed_memory() -> None:
-    """
-    Batches and updates free tens of megabytes and take them again. glibc would give them back to the system each time, and
-    fetch them page by page, a tenth of an update's time. It keeps twice the size of the largest block ever freed: 64 MB now.
-    """
-    th.empty(2**25 - 2**16, dtype=th.uint8)
-
-
 class Uniform:
     """
     Uniform random numbers from a generator of its own.

@@ -14,7 +14,8 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
-from sb3_rainbow.replay.arrays import Array, available_memory, check_memory, keep_freed_memory, to_array, to_numpy, to_tensor
+from sb3_rainbow.process import keep_freed_memory
+from sb3_rainbow.replay.arrays import Array, available_memory, check_memory, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
 from sb3_rainbow.replay.transitions import TransitionStore
