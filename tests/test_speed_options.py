@@ -135,3 +135,33 @@ def test_compiled_networks_learn_act_and_are_saved_as_others(tmp_path):
     assert loaded.q_net._compiled_call_impl is not None
     assert (loaded.predict(obs, deterministic=True)[0] == compiled.predict(obs, deterministic=True)[0]).all()
     assert compiled.policy.state_dict().keys() == plain.policy.state_dict().keys()
+
+
+LEAST = th.finfo(th.float32).smallest_normal
+
+
+def test_what_adam_knows_of_a_dead_unit_does_not_get_stuck_among_denormal_numbers():
+    model = filled("MlpPolicy", noisy=False)
+    model.train(1, 8)
+    first = next(layer for layer in model.q_net.modules() if isinstance(layer, th.nn.Linear))
+    with th.no_grad():
+        first.bias[0] = -1e3
+    moments = [model.policy.optimizer.state[first.bias][name] for name in ("exp_avg", "exp_avg_sq")]
+    for moment in moments:
+        moment[0] = LEAST / 8
+    model.train(1, 8)
+    assert first.bias.grad[0] == 0
+    assert [moment[0].item() for moment in moments] == [0, 0]
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_an_update_leaves_denormal_numbers_to_others_as_they_were(before):
+    model = filled("MlpPolicy")
+    try:
+        th.set_flush_denormal(before)
+        model.train(1, 8)
+        with pytest.raises(ValueError, match="batch_size"):
+            model.train(1, "many")
+        assert (th.full((64,), LEAST / 8) * 1 == 0).all() == before
+    finally:
+        th.set_flush_denormal(False)
