@@ -25,3 +25,6 @@ class FasterPeer(BaseCallback):
 
     def _on_step(self) -> bool:
         return True
+
+    def _on_training_end(self) -> None:
+        th.set_flush_denormal(False)
