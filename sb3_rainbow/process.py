@@ -20,7 +20,7 @@ def flush_denormals() -> Iterator[None]:
     """
     Numbers below float32's least normal one, 1.2e-38, count as zero inside, in this thread and in those it starts. Where a
     unit has died, or an atom's probability has, Adam's means fall that low and stay (0.9 of the least number rounds to
-    itself), and the CPU is ten times slower with them.
+    itself), and the CPU is many times slower with them.
 
     :return: for ``with``, or for a function as ``@flush_denormals()``
     """

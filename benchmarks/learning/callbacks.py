@@ -1,11 +1,14 @@
 """Callbacks of ``suites.yml``."""
 
+from contextlib import ExitStack
+
 import torch as th
 from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
 # It was here before it was in the package: settings of done runs name it so, and must not change
 from sb3_rainbow.callbacks import FewerSteps as FewerSteps
+from sb3_rainbow.process import flush_denormals
 
 
 class FasterPeer(BaseCallback):
@@ -18,7 +21,8 @@ class FasterPeer(BaseCallback):
     model: DQN
 
     def _on_training_start(self) -> None:
-        th.set_flush_denormal(True)
+        self._training = ExitStack()
+        self._training.enter_context(flush_denormals())
         self.model.policy.to(memory_format=th.channels_last)
         for group in self.model.policy.optimizer.param_groups:
             group.update(fused=True, foreach=False)
@@ -27,4 +31,4 @@ class FasterPeer(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        th.set_flush_denormal(False)
+        self._training.close()

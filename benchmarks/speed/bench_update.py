@@ -132,22 +132,20 @@ def make(algorithm: type[OffPolicyAlgorithm], **arguments: Any) -> Any:
     return model
 
 
-class Dying:
+def dying(train: Callable[[RainbowDQN, int, int], None]) -> Any:
     """
-    Ours with all six parts in bfloat16, when an eighth of the last convolution's channels is dead for so long that the means
-    of their weights' gradients have fallen as low as float32 goes.
-
     :param train: updates the model
+    :return: ours with all six parts in bfloat16, when an eighth of the last convolution's channels is dead for so long that
+        the means of their weights' gradients have fallen as low as float32 goes
     """
-
-    def __init__(self, train: Callable[[RainbowDQN, int, int], None]) -> None:
-        self.model = make(RainbowDQN, n_atoms=51, amp="bf16")
-        self.train = partial(train, self.model)
-        *_, last = (layer for layer in self.model.q_net.modules() if isinstance(layer, nn.Conv2d))
-        nn.init.constant_(last.bias[: last.out_channels // 8], -1e3)
-        self.train(1, BATCH_SIZE)
-        for state in self.model.policy.optimizer.state.values():
-            state["exp_avg"][state["exp_avg"] == 0] = 4 * 2**-149  # times 0.9, it rounds to itself
+    model = make(RainbowDQN, n_atoms=51, amp="bf16")
+    model.train = partial(train, model)
+    *_, last = (layer for layer in model.q_net.modules() if isinstance(layer, nn.Conv2d))
+    nn.init.constant_(last.bias[: last.out_channels // 8], -1e3)
+    model.train(1, BATCH_SIZE)
+    for state in model.policy.optimizer.state.values():
+        state["exp_avg"][state["exp_avg"] == 0] = 4 * 2**-149  # times 0.9, it rounds to itself
+    return model
 
 
 #: By name, what has ``train(gradient_steps, batch_size)``
@@ -159,8 +157,8 @@ CONTENDERS: dict[str, Callable[[], Any]] = {
     "sb3-rainbow, compiled": lambda: make(RainbowDQN, compile=True),
     "sb3-rainbow, bf16, compiled": lambda: make(RainbowDQN, amp="bf16", compile=True),
     "sb3-rainbow, without noise": lambda: make(RainbowDQN, noisy=False),
-    "sb3-rainbow, dying": lambda: Dying(RainbowDQN.train),
-    "sb3-rainbow, dying, not flushed": lambda: Dying(RainbowDQN.train.__wrapped__),
+    "sb3-rainbow, dying": lambda: dying(RainbowDQN.train),
+    "sb3-rainbow, dying, not flushed": lambda: dying(RainbowDQN.train.__wrapped__),
     "naive": lambda: Naive(make(DQN, replay_buffer_class=PrioritizedNStepReplayBuffer).replay_buffer),
     "SB3 DQN": lambda: make(DQN),
 }
