@@ -283,6 +283,7 @@ def main() -> None:
         metavar=("RUN", "SUITE/RUN"),
         help="a run that was done with the same settings in another suite",
     )
+    parser.add_argument("--also", metavar="SUITE", help="a suite whose runs count where they have the same name")
     args = parser.parse_args()
     plt.rcParams["svg.hashsalt"] = args.suite  # the same file every time
 
@@ -292,6 +293,9 @@ def main() -> None:
     if unknown := elsewhere.keys() - {run.name for run in all_runs}:
         raise SystemExit(f"--elsewhere: {min(unknown)!r} is no run of {args.suite}")
     all_runs = [run._replace(folder=args.out / elsewhere[run.name]) if run.name in elsewhere else run for run in all_runs]
+    if args.also:
+        also = [run._replace(folder=args.out / args.also / run.name) for run in all_runs]
+        all_runs = [there if there.is_done else run for run, there in zip(all_runs, also, strict=True)]
     runs = [run for run in all_runs if run.is_done]
     if not runs:
         raise SystemExit(f"no run of {args.suite} has ended in {args.out}")
