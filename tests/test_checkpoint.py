@@ -146,7 +146,12 @@ def interrupt_saves(folder: Path, times: int) -> None:
         # A fork: it saves what this process has, and starts in no time
         process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(model, folder))
         process.start()
-        time.sleep(0.05 + generator.random() / 4)
+        time.sleep(0.05 + generator.random() / 10)
+        if i % 4 > 0:  # not so often between two saves
+            deadline = time.monotonic() + 60
+            while not list(folder.glob(".writing*")):
+                assert time.monotonic() < deadline
+            time.sleep(generator.random() / 100)
         os.kill(process.pid, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][i % 3])
         process.join()
         interrupted += any(path.name.startswith(".writing") for path in folder.iterdir())

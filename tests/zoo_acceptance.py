@@ -1,7 +1,8 @@
 """
 RL Zoo's command lines after nothing but an install, in a virtual environment of its own.
 
-``test_zoo_wheel.py`` and ``test_zoo_editable.py`` run these tests for the two kinds of install, side by side.
+``test_zoo_wheel.py`` and ``test_zoo_editable.py`` run these tests for the two kinds of install, side by side; the
+latter leaves out what that cannot change.
 """
 
 import contextlib
