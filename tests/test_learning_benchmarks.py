@@ -197,6 +197,8 @@ def test_a_run_of_another_suite_stands_for_one_of_this(results):
     assert after.split("This page")[0] == before.split("This page")[0]
     with pytest.raises(AssertionError, match="--elsewhere: 'dqn-A-v0-9' is no run of tiny"):
         report(results, "--elsewhere", "dqn-A-v0-9", "other/same")
+    (results / "other/same").rename(results / "other/dqn-A-v0-1")
+    assert report(results, "--also", "other").split("This page")[0] == before.split("This page")[0]
 
 
 @pytest.mark.parametrize("algorithm", [DQN, QRDQN])
