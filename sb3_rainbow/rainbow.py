@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import losses
-from sb3_rainbow.checks import PARTS_OF_POLICY, check_arguments, check_cuda_graph, check_loaded, name_non_finite
+from sb3_rainbow.checks import PARTS_OF_POLICY, check_amp, check_arguments, check_cuda_graph, check_loaded, name_non_finite
 from sb3_rainbow.cuda_graph import CudaGraph, places, step_on_device
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.process import flush_denormals, keep_freed_memory
@@ -93,8 +93,7 @@ class RainbowDQN(DQN):
         ``n_atoms`` quantiles are learned (QR-DQN), for which no range must be known
     :param v_max: largest return that a distribution can tell
     :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
-    :param amp: ``"bf16"`` computes the networks of an update in bfloat16, about a quarter faster where the processor has it;
-        parameters, targets and losses stay float32. None for float32 alone
+    :param amp: ``"bf16"`` for the networks of an update in bfloat16, all else in float32: a quarter faster, if the CPU has it
     :param compile: compile the networks of an update by ``torch.compile``: updates 7 to 12% shorter. Needs a C++ compiler
     :param cuda_graph: on a GPU, start all kernels of an update at once, from the draw of the batch to its priorities. Needs
         ``storage_device="cuda"``. Without effect on the CPU, and with VecNormalize, which normalises there
@@ -199,6 +198,7 @@ class RainbowDQN(DQN):
     def _setup_model(self) -> None:
         # Also after `load`, where every attribute may have been given anew
         check_arguments(self.__dict__)
+        check_amp(self.amp, self.device)
         if not issubclass(self.policy_class, RainbowPolicy):
             names = ", ".join(map(repr, self.policy_aliases))
             raise ValueError(f"policy={self.policy_class}: must be one of {names}, or a RainbowPolicy")

@@ -1,6 +1,7 @@
 """What makes updates fast changes nothing else: bfloat16 within its rounding, compiled networks, the value left out."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -18,6 +19,18 @@ def filled(policy: str = "CnnPolicy", **arguments) -> RainbowDQN:
     env.observation_space.seed(0)  # it draws its pictures from there, and a seed of the model does not reach it
     settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 1e-3}
     return RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
+
+
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+def test_bfloat16_on_a_processor_without_it_is_warned_of(monkeypatch, has_bfloat16):
+    monkeypatch.setattr(th.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RainbowDQN("MlpPolicy", "CartPole-v1", device="cpu")
+        assert not caught
+        RainbowDQN("MlpPolicy", "CartPole-v1", device="cpu", amp="bf16")
+    warned = [(warning.filename, "amp='bf16'" in str(warning.message)) for warning in caught]
+    assert warned == ([] if has_bfloat16 else [(__file__, True)])
 
 
 def test_bfloat16_is_equal_within_its_rounding():
