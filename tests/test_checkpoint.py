@@ -26,6 +26,7 @@ from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
@@ -290,6 +291,13 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
         sign(newer)
         with pytest.raises(ValueError, match=name):
             load(newer)
+    for name in ("os:system", "pathlib:Path", "rl_zoo3.utils:StoreDict"):
+        changed = json.loads(state)
+        changed["settings"]["plain"]["learning_rate"] = {"!": "schedule", "class": name, "of": {}}
+        (newer / "state.json").write_text(json.dumps(changed))
+        sign(newer)
+        with pytest.raises(ValueError, match="kind 'schedule'"):
+            load(newer)
     assert not Path("exploded").exists()
 
 
@@ -347,6 +355,18 @@ def test_what_is_no_data_must_be_given_again(tmp_path):
     with pytest.raises(ValueError, match=r"learning_rate.*load\(\)"):
         load(tmp_path)
     load(tmp_path, learning_rate=1e-3)
+
+
+def test_schedules_of_sb3_and_rl_zoo_need_not_be_given_again(tmp_path):
+    from rl_zoo3.utils import SimpleLinearSchedule
+
+    linear = LinearSchedule(1e-3, 1e-4, end_fraction=0.5)
+    for schedule in (ConstantSchedule(1e-3), linear, FloatSchedule(linear), SimpleLinearSchedule(1e-3)):
+        folder = save(make_model("cartpole", 1, learning_rate=schedule), tmp_path)
+        loaded = load(folder).learning_rate
+        assert type(loaded) is type(schedule)
+        assert [loaded(progress) for progress in (1, 0.8, 0.3, 0)] == [schedule(progress) for progress in (1, 0.8, 0.3, 0)]
+        assert load(folder, learning_rate=0.1).learning_rate == 0.1
 
 
 class Secretive(gym.Wrapper):

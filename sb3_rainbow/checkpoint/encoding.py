@@ -29,6 +29,11 @@ NOT_STATE = {
 }
 #: Classes are stored by name, and found again in these packages alone
 TRUSTED = ("torch", "stable_baselines3", "sb3_rainbow")
+#: Functions of the progress that are data too. RL Zoo makes one of every learning rate
+SCHEDULES = (
+    *(f"stable_baselines3.common.utils:{name}" for name in ("ConstantSchedule", "FloatSchedule", "LinearSchedule")),
+    "rl_zoo3.utils:SimpleLinearSchedule",
+)
 GENERATORS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
 
@@ -38,7 +43,8 @@ class Unencodable(Exception):
 
 def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
     """
-    :param value: None, bool, int, float, str, bytes, class, array, tensor, random generator, or a list, tuple, deque or dict
+    :param value: None, bool, int, float, str, bytes, class, schedule, array, tensor, random generator, or a list, tuple, deque
+        or dict
     :param arrays: takes the arrays, under their path
     :param path: where the value is, for names and messages
     :return: what ``decode`` turns back into the value, made of JSON's types
@@ -75,6 +81,8 @@ def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
         return {"!": "generator", "of": encode(value.bit_generator.state, arrays, path)}
     if isinstance(value, type) and value.__module__.split(".")[0] in TRUSTED:
         return {"!": "class", "of": f"{value.__module__}:{value.__qualname__}"}
+    if (name := f"{type(value).__module__}:{type(value).__qualname__}") in SCHEDULES:
+        return {"!": "schedule", "class": name, "of": encode(vars(value), arrays, path)}
     raise Unencodable(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -117,6 +125,11 @@ def decode(node: Json, arrays: Arrays) -> Any:
         return np.random.Generator(bit_generator)
     if kind == "class":
         return _find_class(content)
+    if kind == "schedule" and node["class"] in SCHEDULES:
+        module, _, name = node["class"].partition(":")
+        schedule = object.__new__(getattr(importlib.import_module(module), name))
+        vars(schedule).update(decode(content, arrays))
+        return schedule
     raise ValueError(f"a value of the kind {kind!r}: this version of the checkpoint knows none")
 
 

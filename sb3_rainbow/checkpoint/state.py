@@ -223,7 +223,7 @@ def load(folder: str | os.PathLike[str], env: Any = None, device: th.device | st
     """
     path = _find(Path(folder))
     content, arrays = _read(path)
-    stored = decode(content["settings"]["plain"], arrays)
+    stored = {name: decode(node, arrays) for name, node in content["settings"]["plain"].items() if name not in settings}
     missing = {name: text for name, text in content["settings"]["not_stored"].items() if name not in settings}
     if missing:
         raise ValueError(f"{path}: not stored, as it is no plain data: {missing}. Give it to load() as a keyword argument")
@@ -288,10 +288,11 @@ def _python(value: Any) -> Any:
 
 
 def _values(settings: Json, arrays: Arrays) -> dict[str, Any]:
-    values = {name: decode(value, arrays) for name, value in settings["plain"].items()} | settings["not_stored"]
+    plain = {name: decode(value, arrays) for name, value in settings["plain"].items() if name != "learning_rate"}
     first, *others = settings["learning_rates"]
     # RL Zoo makes a function of every number
-    return values | {"learning_rate": first if others == [first] * len(others) else settings["learning_rates"]}
+    rates = first if others == [first] * len(others) else settings["learning_rates"]
+    return plain | settings["not_stored"] | {"learning_rate": rates}
 
 
 def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Arrays) -> None:
