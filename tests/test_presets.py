@@ -93,15 +93,23 @@ def test_the_learning_rate_of_a_low_budget_falls_to_zero():
     assert [learning_rate(remaining) for remaining in (1.0, 0.5, 0.0)] == [2.5e-4, 1.25e-4, 0.0]
 
 
-def test_a_low_budget_is_what_the_results_were_measured_with():
-    low_budget, atari = (yaml.safe_load(hyperparams_path(name).read_text())["atari"] for name in ("low_budget", "rainbow"))
+@pytest.mark.parametrize(
+    ("section", "base", "suite", "label"),
+    [
+        ("atari", "rainbow", "breakout", "low-budget"),
+        ("PongNoFrameskip-v4", "data_efficient", "pong-settings", "random-actions"),
+    ],
+)
+def test_a_low_budget_is_what_the_results_were_measured_with(section, base, suite, label):
+    low_budget, base = (yaml.safe_load(hyperparams_path(name).read_text()) for name in ("low_budget", base))
     suites = yaml.safe_load((hyperparams_path("rainbow").parents[1] / "benchmarks/learning/suites.yml").read_text())
-    measured = atari | suites["breakout"]["algorithms"]["low-budget"]["hyperparams"]
-    measured["n_timesteps"] = suites["breakout"]["envs"]["BreakoutNoFrameskip-v4"]
+    measured = base["atari"] | suites[suite]["algorithms"][label]["hyperparams"]
+    (measured["n_timesteps"],) = suites[suite]["envs"].values()
+    measured.pop("env_kwargs", None)  # what is so in the games without frame skip
     # The same, faster: eight games, and four updates for each of their steps
     faster = {name: measured.pop(name) for name in ("n_envs", "vec_env_wrapper", "amp", "train_freq", "gradient_steps")}
     steps_per_update = faster["n_envs"] * faster["train_freq"] / faster["gradient_steps"]
-    assert low_budget == measured | {"train_freq": steps_per_update, "gradient_steps": 1}
+    assert low_budget[section] == measured | {"train_freq": steps_per_update, "gradient_steps": 1}
 
 
 def test_every_number_is_one_in_yaml_too():
