@@ -70,7 +70,7 @@ def check_amp(amp: str | None, device: th.device) -> None:
     :param amp: of ``RainbowDQN``
     :param device: of its networks
     """
-    # oneDNN knows whether the processor has instructions for it. Without, an update took 630 ms, and 97 in float32
+    # oneDNN knows whether the processor has instructions for it. Without, an update took 610 ms, and 86 in float32
     has_bfloat16 = th.backends.mkldnn.is_available() and th.ops.mkldnn._is_mkldnn_bf16_supported()
     if amp == "bf16" and device.type == "cpu" and not has_bfloat16:
         message = "amp='bf16': this processor has no instructions for it, updates take several times as long as with amp=None"
