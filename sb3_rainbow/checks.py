@@ -1,4 +1,4 @@
-"""What ``RainbowDQN`` refuses: wrong arguments, before anything is built, and numbers that are not finite."""
+"""What ``RainbowDQN`` refuses, or warns of: wrong arguments, before anything is built, and numbers that are not finite."""
 
 import math
 import warnings
@@ -71,8 +71,8 @@ def check_amp(amp: str | None, device: th.device) -> None:
     :param device: of its networks
     """
     # oneDNN knows whether the processor has instructions for it. Without, an update took 610 ms, and 86 in float32
-    has_bfloat16 = th.backends.mkldnn.is_available() and th.ops.mkldnn._is_mkldnn_bf16_supported()
-    if amp == "bf16" and device.type == "cpu" and not has_bfloat16:
+    in_doubt = amp == "bf16" and device.type == "cpu"
+    if in_doubt and not (th.backends.mkldnn.is_available() and th.ops.mkldnn._is_mkldnn_bf16_supported()):
         message = "amp='bf16': this processor has no instructions for it, updates take several times as long as with amp=None"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 

@@ -80,8 +80,8 @@ def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
     if isinstance(value, np.random.Generator):
         return {"!": "generator", "of": encode(value.bit_generator.state, arrays, path)}
     if isinstance(value, type) and value.__module__.split(".")[0] in TRUSTED:
-        return {"!": "class", "of": f"{value.__module__}:{value.__qualname__}"}
-    if (name := f"{type(value).__module__}:{type(value).__qualname__}") in SCHEDULES:
+        return {"!": "class", "of": _name(value)}
+    if (name := _name(type(value))) in SCHEDULES:
         return {"!": "schedule", "class": name, "of": encode(vars(value), arrays, path)}
     raise Unencodable(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
 
@@ -126,17 +126,25 @@ def decode(node: Json, arrays: Arrays) -> Any:
     if kind == "class":
         return _find_class(content)
     if kind == "schedule" and node["class"] in SCHEDULES:
-        module, _, name = node["class"].partition(":")
-        schedule = object.__new__(getattr(importlib.import_module(module), name))
+        schedule = object.__new__(_import(node["class"]))
         vars(schedule).update(decode(content, arrays))
         return schedule
     raise ValueError(f"a value of the kind {kind!r}: this version of the checkpoint knows none")
 
 
-def _find_class(name: str) -> type:
+def _name(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def _import(name: str) -> Any:
+    """What a name says, without asking whether it may be trusted."""
     module, _, qualname = name.partition(":")
-    if module.split(".")[0] in TRUSTED:
-        found = getattr(importlib.import_module(module), qualname, None)
+    return getattr(importlib.import_module(module), qualname, None)
+
+
+def _find_class(name: str) -> type:
+    if name.partition(":")[0].split(".")[0] in TRUSTED:
+        found = _import(name)
         if isinstance(found, type):
             return found
     raise ValueError(f"class {name!r}: only classes of {', '.join(TRUSTED)} are restored by name")
