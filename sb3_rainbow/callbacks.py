@@ -14,7 +14,8 @@ class FewerSteps(BaseCallback):
 
     :param n_steps: longest window from then on, until the training ends
     :param after: part of the training, from 0 to 1
-    :raises ValueError: if an argument is out of range; at the start of a training, if the replay buffer is none of ours
+    :raises ValueError: if an argument is out of range; at the start of a training, if the replay buffer is none of ours, or
+        has fewer steps
     """
 
     model: RainbowDQN
@@ -29,6 +30,9 @@ class FewerSteps(BaseCallback):
         if not hasattr(self.model.replay_buffer, "longest_window"):
             name = type(self.model.replay_buffer).__name__
             raise ValueError(f"n_steps={self.n_steps}: needs a PrioritizedNStepReplayBuffer, the model has a {name}")
+        most = self.model.replay_buffer.n_steps  # type: ignore[union-attr]
+        if self.n_steps > most:
+            raise ValueError(f"n_steps={self.n_steps}: must be at most {most}, the replay buffer's")
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps >= self.after * self.model._total_timesteps:

@@ -1,11 +1,13 @@
 """What ``RainbowDQN`` refuses, or warns of: wrong arguments, before anything is built, and numbers that are not finite."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
 from sb3_rainbow.noisy import NOISY
@@ -75,6 +77,23 @@ def check_amp(amp: str | None, device: th.device) -> None:
     if in_doubt and not (th.backends.mkldnn.is_available() and th.ops.mkldnn._is_mkldnn_bf16_supported()):
         message = "amp='bf16': this processor has no instructions for it, updates take several times as long as with amp=None"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def check_other_replay(model: Any) -> None:
+    """
+    :param model: about to make a replay buffer that is none of ours: its ``replay_buffer_class``, or SB3's own
+    :raises ValueError: if ``storage_device`` would have no effect
+    """
+    if str(model.storage_device) not in ("cpu", "auto"):
+        raise ValueError(
+            f"storage_device={str(model.storage_device)!r}: must be 'cpu', as only a PrioritizedNStepReplayBuffer can be "
+            f"elsewhere (replay_buffer_class={model.replay_buffer_class})"
+        )
+    # SB3's NStepReplayBuffer has a discount of its own, which its samples tell
+    own = inspect.signature(model.replay_buffer_class or ReplayBuffer).parameters.get("gamma")
+    if own is not None and "gamma" not in model.replay_buffer_kwargs and own.default != model.gamma:
+        message = f"gamma={model.gamma} has no effect with {model.replay_buffer_class}, whose own is {own.default}"
+        warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
 
 
 def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:

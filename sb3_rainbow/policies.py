@@ -22,6 +22,21 @@ from torch import nn
 from sb3_rainbow.heads import make_head
 from sb3_rainbow.noisy import SIGMA0, NoisyLinear
 
+#: Adam's epsilon (Rainbow, table 1)
+ADAM_EPS = 1.5e-4
+
+
+def adam_kwargs(given: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    Rainbow's epsilon for Adam, and its fused form: one pass over the parameters instead of eleven.
+
+    :param given: keyword arguments that the user wants
+    :return: those, and ours where they say nothing
+    """
+    given = given or {}
+    fused = not (given.get("foreach") or given.get("differentiable"))  # torch refuses it together with these
+    return {"eps": ADAM_EPS, "fused": fused} | given
+
 
 class NatureConvolutions(NatureCNN):
     """

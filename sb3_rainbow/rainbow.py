@@ -15,8 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import configure_logger
 from stable_baselines3.dqn.dqn import DQN
 
-from sb3_rainbow import losses
-from sb3_rainbow.checks import PARTS_OF_POLICY, check_amp, check_arguments, check_cuda_graph, check_loaded, name_non_finite
+from sb3_rainbow import checks, losses, policies
 from sb3_rainbow.cuda_graph import CudaGraph, places, step_on_device
 from sb3_rainbow.policies import CnnPolicy, DataEfficientCnnPolicy, MlpPolicy, MultiInputPolicy, NoisyQNetwork, RainbowPolicy
 from sb3_rainbow.process import flush_denormals, keep_freed_memory
@@ -29,8 +28,6 @@ SelfRainbowDQN = TypeVar("SelfRainbowDQN", bound="RainbowDQN")
 Update = tuple[Samples, th.Tensor, th.Tensor]
 #: Added to every priority, so that no transition is lost for ever (PER section 3.3)
 PRIORITY_EPS = 1e-6
-#: Adam's epsilon (Rainbow, table 1)
-ADAM_EPS = 1.5e-4
 
 
 class RainbowDQN(DQN):
@@ -40,7 +37,7 @@ class RainbowDQN(DQN):
     ``n_atoms=51``.
 
     Each part can be switched off alone. With all of them off (``n_steps=1, double_q=False, dueling=False, noisy=False,
-    prioritized=False``, and ``n_atoms=1`` as by default) it is SB3's DQN, bit for bit.
+    prioritized=False``, and ``n_atoms=1``) it is SB3's DQN, bit for bit; of several environments each explores by itself.
 
     Papers: https://arxiv.org/abs/1710.02298 (Rainbow), https://arxiv.org/abs/1509.06461 (double Q-learning),
     https://arxiv.org/abs/1511.06581 (dueling), https://arxiv.org/abs/1511.05952 (PER), https://arxiv.org/abs/1706.10295
@@ -63,8 +60,8 @@ class RainbowDQN(DQN):
     :param gamma: discount of one step
     :param train_freq: environment steps between trainings, or a tuple like ``(2, "episode")``
     :param gradient_steps: updates in each training; -1 for as many as there were environment steps
-    :param replay_buffer_class: replay buffer; None for ``PrioritizedNStepReplayBuffer``, or SB3's own with
-        ``prioritized=False, n_steps=1``. A class given here decides itself about priorities and n-step returns
+    :param replay_buffer_class: None for ``PrioritizedNStepReplayBuffer``, or SB3's own with ``prioritized=False, n_steps=1``.
+        Another decides itself about n-step returns and priorities (``update_priorities``, and ``leaf_indices`` of its samples)
     :param replay_buffer_kwargs: keyword arguments for the replay buffer
     :param optimize_memory_usage: only for SB3's own buffers; ours always stores frames once
     :param n_steps: longest window of the n-step return; 1 for none
@@ -82,7 +79,7 @@ class RainbowDQN(DQN):
     :param double_q: the online network chooses the action whose value the target network gives
     :param dueling: streams for value and advantage
     :param noisy: ``"factorised"`` or ``"independent"`` noise in the fully connected layers, or False. The noise is drawn anew
-        for every action, and three times for every update; ``predict(..., deterministic=True)`` uses none
+        for every step, of all environments together, and up to three times for every update. ``predict`` can do without
     :param sigma0: initial noise; None for 0.5 (factorised) or 0.017 (independent)
     :param prioritized: sample by priority
     :param alpha: priority exponent, in [0, 1]
@@ -92,7 +89,7 @@ class RainbowDQN(DQN):
         reward clipping and normalisation. None, with ``v_max=None``: instead of the probabilities of ``n_atoms`` returns,
         ``n_atoms`` quantiles are learned (QR-DQN), for which no range must be known
     :param v_max: largest return that a distribution can tell
-    :param storage_device: where the replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
+    :param storage_device: where our replay buffer is: ``"cpu"``, ``"cuda"``, or ``"auto"``: with the networks if it fits
     :param amp: ``"bf16"`` for the networks of an update in bfloat16, all else in float32: a quarter faster, if the CPU has it
     :param compile: compile the networks of an update by ``torch.compile``: updates 7 to 12% shorter. Needs a C++ compiler
     :param cuda_graph: on a GPU, start all kernels of an update at once, from the draw of the batch to its priorities. Needs
@@ -154,7 +151,7 @@ class RainbowDQN(DQN):
         cuda_graph: bool = False,
         _init_setup_model: bool = True,
     ) -> None:
-        check_arguments(locals())
+        checks.check_arguments(locals())
         super().__init__(
             policy,
             env,
@@ -197,8 +194,8 @@ class RainbowDQN(DQN):
 
     def _setup_model(self) -> None:
         # Also after `load`, where every attribute may have been given anew
-        check_arguments(self.__dict__)
-        check_amp(self.amp, self.device)
+        checks.check_arguments(self.__dict__)
+        checks.check_amp(self.amp, self.device)
         if not issubclass(self.policy_class, RainbowPolicy):
             names = ", ".join(map(repr, self.policy_aliases))
             raise ValueError(f"policy={self.policy_class}: must be one of {names}, or a RainbowPolicy")
@@ -207,8 +204,10 @@ class RainbowDQN(DQN):
         self.policy_kwargs = self._parts_of_policy()
         if self.replay_buffer_class is None and (self.prioritized or self.n_steps > 1):
             self.replay_buffer_class = PrioritizedNStepReplayBuffer
-        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, PrioritizedNStepReplayBuffer):
+        if issubclass(self.replay_buffer_class or ReplayBuffer, PrioritizedNStepReplayBuffer):
             self.replay_buffer_kwargs = self._parts_of_replay() | self.replay_buffer_kwargs
+        else:
+            checks.check_other_replay(self)
         self.n_steps = 1
         keep_freed_memory()
         super()._setup_model()
@@ -219,13 +218,10 @@ class RainbowDQN(DQN):
         self.sigma0 = self.policy.sigma0
 
     def _parts_of_policy(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS_OF_POLICY} | self.policy_kwargs
+        parts: dict[str, Any] = {name: getattr(self, name) for name in checks.PARTS_OF_POLICY} | self.policy_kwargs
         any_part = max(self.n_steps, self.n_atoms) > 1 or self.double_q or self.dueling or self.noisy or self.prioritized
         if any_part and "optimizer_class" not in parts:
-            given = parts.get("optimizer_kwargs") or {}
-            # One pass over the parameters instead of eleven; torch refuses it together with these
-            fused = not (given.get("foreach") or given.get("differentiable"))
-            parts["optimizer_kwargs"] = {"eps": ADAM_EPS, "fused": fused} | given
+            parts["optimizer_kwargs"] = policies.adam_kwargs(parts.get("optimizer_kwargs"))
         return parts
 
     def _parts_of_replay(self) -> dict[str, Any]:
@@ -265,7 +261,7 @@ class RainbowDQN(DQN):
             loss, weight, finite = results.tolist()
             if not finite:
                 self.policy.optimizer.zero_grad()
-                raise ValueError(name_non_finite(replay_data, td_errors))
+                raise ValueError(checks.name_non_finite(replay_data, td_errors))
             means.append((loss, weight))
 
         self._n_updates += gradient_steps
@@ -299,7 +295,7 @@ class RainbowDQN(DQN):
     def _uses_graph(self) -> bool:
         uses = self.cuda_graph and self.device.type == "cuda" and self._vec_normalize_env is None
         if uses:
-            check_cuda_graph(self.replay_buffer, self.policy.optimizer)
+            checks.check_cuda_graph(self.replay_buffer, self.policy.optimizer)
         return uses
 
     def _update_by_graph(self, batch_size: int) -> Update:
@@ -335,12 +331,11 @@ class RainbowDQN(DQN):
     def td_errors(self, replay_data: Samples) -> th.Tensor:
         r"""
         :math:`\delta_i = y_i - q_\theta(s_i, a_i)`, the target without gradient; with distributions, what their heads say (KL
-        divergences, quantile losses). New noise is drawn for each of the up to three forward passes (NoisyNet section 3): of
-        the online network on the next observations, where it chooses the action, of the target network on them, and of the
-        online network on the observations.
+        divergences, quantile losses). New noise is drawn for each forward pass (NoisyNet section 3): of the online network on
+        the next observations, where it chooses the action, of the target network there, and of the online one at the start.
 
         :param replay_data: a batch, as sampled from any of SB3's replay buffers or ours
-        :return: ``[batch, 1]`` float32, differentiable in the online network's parameters
+        :return: ``[batch, 1]`` float32, differentiable in the online network's parameters until noise is drawn again
         """
         # Without n-step returns, the discount is that of one step
         discounts = getattr(replay_data, "discounts", None)
@@ -460,21 +455,26 @@ class RainbowDQN(DQN):
 
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay buffer from a pickle file. A pickle can run any code: load only files that you trust.
+        Load a replay buffer to ``storage_device`` from a pickle, which can run any code: load only files that you trust.
 
         :param path: file that ``save_replay_buffer`` wrote
         :param truncate_last_traj: close the episodes that were running when it was saved
         :raises ValueError: if it is of another class, was made for other spaces, another number of environments, or other
             settings; it names both values, and the model keeps its own buffer, as it does after any other error
         """
-        current = self.replay_buffer
+        current: Any = self.replay_buffer
         try:
             super().load_replay_buffer(path, truncate_last_traj)
-            check_loaded(self.replay_buffer, current, self)
+            checks.check_loaded(self.replay_buffer, current, self)
+            buffer: Any = self.replay_buffer
+            ours = isinstance(buffer, PrioritizedNStepReplayBuffer)
+            if ours and current is not None and buffer.storage_device != current.storage_device:
+                held, buffer.storage_device = buffer.state(), current.storage_device
+                buffer.load_state(held)
         except BaseException as error:
             self.replay_buffer = current
             if isinstance(error, AssertionError):
                 raise ValueError(f"path={path!r}: {error}") from error
             raise
-        if truncate_last_traj and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
-            self.replay_buffer.truncate_last_trajectory()
+        if truncate_last_traj and ours:
+            buffer.truncate_last_trajectory()

@@ -9,9 +9,9 @@ from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTor
 class PrioritizedReplayBufferSamples(NamedTuple):
     """SB3's ``ReplayBufferSamples``, with importance weights and where each transition lies."""
 
-    #: ``[batch, *obs_shape]``, or a dict of those, with the space's dtype (float64 as float32)
+    #: ``[batch, *obs_shape]``, or a dict of those, with the space's dtype
     observations: PyTorchObs
-    #: ``[batch, action_dim]``, with the space's dtype: int64 for discrete actions
+    #: ``[batch, action_dim]``, with the space's dtype (float64 as float32): int64 for discrete actions
     actions: th.Tensor
     #: ``[batch, *obs_shape]``, or a dict of those: where the n-step windows end
     next_observations: PyTorchObs

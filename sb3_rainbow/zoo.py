@@ -38,13 +38,13 @@ def _register_tuning(module: ModuleType) -> None:
 
 def _register_config(module: ModuleType) -> None:
     initialise = module.ExperimentManager.__init__
-    if hasattr(initialise, "__wrapped__"):
+    if hasattr(initialise, "knows_rainbow"):
         return
 
     @functools.wraps(initialise)
     def with_our_config(self: Any, *args: Any, **kwargs: Any) -> None:
         arguments = inspect.signature(initialise).bind(self, *args, **kwargs)
-        if arguments.arguments["algo"] == ALGO:
+        if arguments.arguments.get("algo") == ALGO:
             config = arguments.arguments.get("config") or ALGO
             if config in (ALGO, *PRESETS):
                 arguments.arguments["config"] = str(hyperparams_path(config))
@@ -52,6 +52,7 @@ def _register_config(module: ModuleType) -> None:
         if self.algo == ALGO and self.vec_env_class is vec_env.SubprocVecEnv:
             self.vec_env_class = SubprocVecEnv  # its workers may die, and be in a checkpoint
 
+    with_our_config.knows_rainbow = True  # type: ignore[attr-defined]
     module.ExperimentManager.__init__ = with_our_config
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import DQN
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.dqn.policies import MlpPolicy as SB3Policy
@@ -103,12 +103,25 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             r"features_extractor_kwargs=\{'features_dim': 256\}: NatureConvolutions has no linear layer, set net_arch",
         ),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
+        (
+            {"storage_device": "cuda", "replay_buffer_class": NStepReplayBuffer},
+            ValueError,
+            "storage_device='cuda': must be 'cpu'",
+        ),
+        ({"storage_device": "cuda", "prioritized": False, "n_steps": 1}, ValueError, "storage_device='cuda': must be 'cpu'"),
         ({"replay_buffer_kwargs": {"weight_norm": "max"}}, ValueError, "weight_norm='max'"),
     ],
 )
 def test_other_mistakes_name_what_is_wrong(arguments, error, message):
     with pytest.raises(error, match=message):
         RainbowDQN(**{"policy": "MlpPolicy", "env": "CartPole-v1"} | arguments)
+
+
+def test_a_discount_that_the_replay_does_not_take_is_named():
+    own = {"replay_buffer_class": NStepReplayBuffer, "buffer_size": 50}
+    with pytest.warns(UserWarning, match=r"gamma=0.9 has no effect with .*NStepReplayBuffer.*, whose own is 0.99"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, **own)
+    RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, replay_buffer_kwargs={"gamma": 0.9}, **own)  # warnings are errors
 
 
 def test_the_wrong_policy_for_a_dict_space_is_sb3s_own_error():

@@ -67,6 +67,8 @@ def test_an_argument_out_of_range_is_named():
         FewerSteps(n_steps=0, after=0.5)
     with pytest.raises(ValueError, match=r"n_steps=1: needs a PrioritizedNStepReplayBuffer, the model has a ReplayBuffer"):
         model_of(n_steps=1, prioritized=False).learn(10, callback=FewerSteps(n_steps=1, after=0.5))
+    with pytest.raises(ValueError, match=r"n_steps=4: must be at most 3"):
+        model_of(n_steps=3).learn(10, callback=FewerSteps(n_steps=4, after=0.5))
 
 
 @pytest.mark.parametrize("stop", [10, 30])

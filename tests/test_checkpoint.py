@@ -1,5 +1,6 @@
 """Training goes on from a checkpoint as if it had never stopped, and a checkpoint survives whatever happens to its writer."""
 
+import functools
 import json
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import time
 from collections import Counter, defaultdict, deque
 from enum import Enum
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -31,6 +33,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 from sb3_rainbow.checkpoint import CorruptCheckpointError, ResumableCheckpointCallback, latest, load, restore, save
+from sb3_rainbow.checkpoint.encoding import Unencodable, encode_object, restore_object
 from sb3_rainbow.checkpoint.folder import MANIFEST, checkpoints, write_manifest
 
 resource = pytest.importorskip("resource", reason="not on this system")
@@ -379,6 +382,31 @@ class Secretive(gym.Wrapper):
     def step(self, action):
         next(self.secret)
         return super().step(action)
+
+
+class Slotted:
+    __slots__ = ("count",)
+
+
+class Half(Slotted):
+    """Has attributes, and something beside them."""
+
+
+class Number(float):
+    """Has attributes, and is a number."""
+
+
+def test_what_an_object_has_beside_its_attributes_is_not_lost_without_a_word(tmp_path):
+    tools = [functools.partial(int, base=2), functools.lru_cache(int), np.add, np.mean]
+    env = SimpleNamespace(tools=tools, nested=SimpleNamespace(count=3))
+    with (tmp_path / "log").open("w") as env.log:
+        node = encode_object(env, {}, "env")
+        env.nested.count = 4
+        restore_object(env, node, {}, "env")
+        assert env.nested.count == 3
+        for env.half in (Half(), Number(3)):
+            with pytest.raises(Unencodable, match=rf"env.half is .*test_checkpoint.{type(env.half).__name__}"):
+                encode_object(env, {}, "env")
 
 
 def test_where_the_environment_cannot_be_read_the_learner_goes_on(tmp_path, caplog):

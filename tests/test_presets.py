@@ -1,5 +1,6 @@
 """Settings by name build what the papers describe."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,8 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_rainbow import RainbowDQN, preset, zoo
+from sb3_rainbow.policies import ADAM_EPS
 from sb3_rainbow.presets import PRESETS, hyperparams_path
-from sb3_rainbow.rainbow import ADAM_EPS
 
 FRAMES = {"screen_height": 84, "screen_width": 84, "n_channels": 4, "channel_first": True}
 
@@ -93,6 +94,13 @@ def test_the_learning_rate_of_a_low_budget_falls_to_zero():
     assert [learning_rate(remaining) for remaining in (1.0, 0.5, 0.0)] == [2.5e-4, 1.25e-4, 0.0]
 
 
+def test_a_game_may_have_settings_of_its_own():
+    assert preset("low_budget", "PongNoFrameskip-v4")["n_steps"] == 20
+    for name, env_id in (("low_budget", "BreakoutNoFrameskip-v4"), ("hessel", "PongNoFrameskip-v4")):
+        own, of_all = (settings | {"learning_rate": None} for settings in (preset(name, env_id), preset(name)))
+        assert own == of_all
+
+
 @pytest.mark.parametrize(
     ("section", "base", "suite", "label"),
     [
@@ -132,6 +140,25 @@ def test_the_small_network_refuses_what_it_cannot_see():
     small = RainbowDQN("DataEfficientCnnPolicy", FakeImageEnv(6, 25, 49, 1, channel_first=True), buffer_size=10)
     assert small.q_net.features_dim == 64
     assert small.q_net(th.zeros(3, 1, 25, 49, dtype=th.uint8)).shape == (3, 6)
+
+
+def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
+    class ExperimentManager:
+        def __init__(self, algo, config=None):
+            self.algo, self.config, self.vec_env_class = algo, config, None
+
+    original = ExperimentManager.__init__
+
+    @functools.wraps(original)
+    def wrapped(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+
+    ExperimentManager.__init__ = wrapped
+    for _ in range(2):  # the second time changes nothing
+        zoo.PATCHES["rl_zoo3.exp_manager"](SimpleNamespace(ExperimentManager=ExperimentManager))
+        assert ExperimentManager("rainbow", "hessel").config == str(hyperparams_path("hessel"))
+        assert ExperimentManager("dqn").config is None
+    assert ExperimentManager.__init__.__wrapped__ is wrapped
 
 
 def test_a_name_that_somebody_else_has_taken_in_rl_zoo_is_left_to_them():

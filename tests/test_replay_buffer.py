@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import pickle
 
 import numpy as np
@@ -16,7 +17,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer
-from sb3_rainbow.replay.arrays import to_array, to_numpy
+from sb3_rainbow.replay.arrays import left_in_container, to_array, to_numpy
 
 IMAGES = spaces.Box(0, 255, (3, 4, 5), np.uint8)
 PAIRS = spaces.Box(0, 255, (2, 4, 5), np.uint8)
@@ -307,6 +308,44 @@ def test_a_buffer_that_will_not_fit_is_refused_with_both_numbers(monkeypatch):
     assert buffer.size() == 0
     with pytest.raises(MemoryError, match=r"buffer_size=1000000000000: .* needs \d+\.\d\d GiB"):
         PrioritizedNStepReplayBuffer(10**12, VECTORS, ACTIONS, "cpu")
+
+
+def test_observations_that_share_less_than_expected_are_refused_when_they_no_longer_fit(monkeypatch):
+    buffer = PrioritizedNStepReplayBuffer(60, spaces.Box(0, 255, (4, 20, 20), np.uint8), ACTIONS, "cpu")
+    pictures = np.random.default_rng(0).integers(0, 255, (60, 1, 4, 20, 20), dtype=np.uint8)
+    pictures[:2] = 7  # a stack, for all that can be seen
+
+    def fill() -> None:
+        for obs, next_obs in itertools.pairwise(pictures):
+            buffer.add(obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+
+    buffer.add(pictures[0], pictures[1], np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    monkeypatch.setattr("sb3_rainbow.replay.arrays.available_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match=r"buffer_size=60: the replay buffer needs 0.00 GiB on cpu, where"):
+        fill()
+
+
+def test_memory_ends_where_a_container_ends(tmp_path):
+    def limit(folder: str, most: str, used: int, cached: int) -> None:
+        path = tmp_path / folder
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "memory.max").write_text(f"{most}\n")
+        (path / "memory.current").write_text(f"{used}\n")
+        (path / "memory.stat").write_text(f"anon 5\ninactive_file {cached}\nactive_file 7\n")
+
+    own = tmp_path / "own"
+    own.write_text("12:cpuset:/old\n0::/job_7/step_0\n")
+    assert left_in_container(tmp_path, own) == math.inf
+    limit("job_7/step_0", "max", 300, 0)
+    assert left_in_container(tmp_path, own) == math.inf
+    limit("job_7", "1000", 600, 150)
+    assert left_in_container(tmp_path, own) == 557
+    limit("job_7/step_0", "500", 300, 20)
+    assert left_in_container(tmp_path, own) == 227
+    limit("", "900", 890, 0)  # a container sees its own group as the first
+    own.write_text("0::/\n")
+    assert left_in_container(tmp_path, own) == 17
+    assert left_in_container(tmp_path, tmp_path / "nowhere") == math.inf
 
 
 @pytest.mark.parametrize("shape", [(3, 20, 20), (20, 20, 3)])

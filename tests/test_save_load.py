@@ -239,12 +239,25 @@ def test_other_buffers_are_loaded_as_sb3_does(tmp_path):
         other.load_replay_buffer(tmp_path / "buffer")
 
 
-def test_a_buffer_that_lay_on_a_missing_gpu_comes_to_the_cpu(monkeypatch):
+def test_a_buffer_comes_to_the_models_storage_device(tmp_path):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL).learn(50)
+    model.replay_buffer.storage_device = th.device("cpu", 0)  # the same memory by another name, for machines without a GPU
+    model.save_replay_buffer(tmp_path / "buffer")
+    other = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL)
+    other.load_replay_buffer(tmp_path / "buffer")
+    assert str(other.replay_buffer.storage_device) == "cpu"
+    assert (other.replay_buffer.observations == model.replay_buffer.observations).all()
+    drawn, expected = (buffer.sample(30).leaf_indices.tolist() for buffer in (other.replay_buffer, model.replay_buffer))
+    assert drawn == expected
+
+
+@pytest.mark.parametrize(("device", "n_devices"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_buffer_that_lay_on_a_missing_gpu_comes_to_the_cpu(monkeypatch, device, n_devices):
     buffer = PrioritizedNStepReplayBuffer(10, spaces.Box(-1, 1, (2,)), spaces.Discrete(2), "cpu")
     buffer.add(np.zeros((1, 2)), np.zeros((1, 2)), np.zeros(1), np.zeros(1), np.zeros(1), [{}])
-    saved = buffer.__getstate__() | {"storage_device": th.device("cuda")}
+    saved = buffer.__getstate__() | {"storage_device": th.device(device)}
     saved["_state"]["priorities"] |= {"generator": ("cuda", np.zeros(16, np.uint8))}
-    monkeypatch.setattr(th.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: n_devices)
     loaded = PrioritizedNStepReplayBuffer.__new__(PrioritizedNStepReplayBuffer)
     loaded.__setstate__(saved)
     assert loaded.storage_device == th.device("cpu")

@@ -19,11 +19,13 @@ from unittest.mock import Mock
 import psutil
 import pytest
 import yaml
+from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
 from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.attempt import finish as finish_attempt
 from sb3_rainbow.sweep.curve import EpisodeCurve
 from sb3_rainbow.sweep.engine import Processes
 from sb3_rainbow.sweep.search import finished, load_study
@@ -407,6 +409,31 @@ def test_an_attempt_takes_the_newest_intact_checkpoint_of_those_before_it(tmp_pa
     assert (fourth / "curve.csv").read_text() == "curve"
 
 
+def test_an_attempt_takes_no_checkpoint_without_a_curve(tmp_path):
+    begin(tmp_path)
+    second = begin(tmp_path)
+    checkpoint(tmp_path / "attempt-0001", 10)  # taken for dead, it makes its folder again
+    third = begin(tmp_path)
+    assert attempts(tmp_path) == [third]
+    assert not second.exists()
+    assert not (third / "checkpoints").exists()
+
+
+def test_an_attempt_whose_folder_is_gone_takes_nothing_from_the_run(tmp_path):
+    (run, _) = expand("s", read(write(tmp_path, TWO))[1], tmp_path)
+    for score in ("1", "2"):
+        attempt = begin(run.folder)
+        (attempt / "zoo").mkdir()
+        (attempt / "zoo" / "model").write_text(score)
+        finish_attempt(run, attempt, score, 0.0, [])
+        assert (run.folder / "zoo" / "model").read_text() == score
+        assert attempts(run.folder) == []
+    with pytest.raises(FileNotFoundError):
+        finish_attempt(run, attempt, "3", 0.0, [])
+    assert (run.folder / "zoo" / "model").read_text() == "2"
+    assert json.loads((run.folder / "manifest.json").read_text())["summary"] == "2"
+
+
 SEARCH: dict[str, Any] = {
     "kind": "optimize",
     "envs": {"CartPole-v1": 200},
@@ -438,6 +465,28 @@ def test_a_curve_that_cannot_be_written_anew_stays(tmp_path, monkeypatch):
     model.num_timesteps = 5
     model.learn(1, callback=EpisodeCurve(str(path)), reset_num_timesteps=False)
     assert path.read_text().split() == ["step,return,seconds", "4,1.0,2.0"]
+
+
+def test_a_curve_is_on_the_disk_before_the_last_checkpoint(tmp_path, monkeypatch):
+    path, events = tmp_path / "curve.csv", []
+
+    class Last(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_training_end(self) -> None:
+            events.append("checkpoint")
+
+    monkeypatch.setattr(os, "fsync", lambda _: events.append(len(path.read_text().splitlines()) if path.exists() else 0))
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=50, learning_starts=1000)
+    model.learn(200, callback=[Last(), EpisodeCurve(str(path))])
+    n_lines = len(path.read_text().splitlines())
+    assert n_lines > 3
+    assert events == [0, n_lines, "checkpoint"]
+
+
+def test_a_training_that_fails_at_once_shows_its_own_error(tmp_path):
+    EpisodeCurve(str(tmp_path / "curve.csv")).on_training_end()  # as RL Zoo does
 
 
 def test_two_workers_search_one_study_and_one_that_is_killed_is_replaced(tmp_path):
@@ -593,6 +642,22 @@ def test_progress_is_read_from_the_curve_that_is_being_written(running):
     assert progress(running) == (3900, 50.0, sum(range(20, 40)) / 20, 1)
     begin(running.folder)
     assert progress(running)[0::3] == (0, 2)
+
+
+def test_a_database_is_made_before_the_workers_start_and_may_be_away_for_a_moment(tmp_path, monkeypatch):
+    path = tmp_path / "study.db"
+    suite = write(tmp_path, SEARCH | {"storage": f"sqlite:///{path}"})
+    monkeypatch.setattr(driver, "sweep", lambda *_: {} if path.exists() else pytest.fail("no database"))
+    assert driver.main([str(suite), "--out", str(tmp_path), "--engine", "processes"]) == 0
+    run = expand("s", read(suite)[1], tmp_path)[0]
+    begin(run.folder)
+    assert finished(run)[0] == progress(run).step == 0  # no worker has begun
+    monkeypatch.setattr("sb3_rainbow.sweep.table.finished", Mock(side_effect=OSError("database is locked")))
+    assert progress(run).attempt == 1
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Exception, match="unable to open database file"):
+        driver.main([str(suite), "--out", str(tmp_path), "--engine", "processes"])
 
 
 def test_the_table_and_the_lines_show_runs_and_attempts(running, capsys):

@@ -15,7 +15,8 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
-from sb3_rainbow.rainbow import ADAM_EPS, PRIORITY_EPS
+from sb3_rainbow.policies import ADAM_EPS
+from sb3_rainbow.rainbow import PRIORITY_EPS
 
 OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
 PARTS = [{"n_steps": 3}, {"double_q": True}, {"dueling": True}, {"noisy": "factorised"}, {"prioritized": True}]

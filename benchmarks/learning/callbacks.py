@@ -20,8 +20,11 @@ class FasterPeer(BaseCallback):
 
     model: DQN
 
-    def _on_training_start(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self._training = ExitStack()
+
+    def _on_training_start(self) -> None:
         self._training.enter_context(flush_denormals())
         self.model.policy.to(memory_format=th.channels_last)
         for group in self.model.policy.optimizer.param_groups:

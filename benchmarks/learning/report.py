@@ -258,11 +258,13 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     manifests: list[dict[str, Any]] = [json.loads((run.folder / "manifest.json").read_text()) for run in runs]
     # Of the curve: a manifest's begin with RL Zoo
     hours = sum(float((run.folder / "curve.csv").read_text().rsplit(",", 1)[1]) for run in runs) / 3600
+    each = sorted({f"{manifest.get('num_cpus', 1):g}" for manifest in manifests})
+    cores = "one core" if each == ["1"] else f"{' or '.join(each)} cores"
     commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})
     machines = sorted({manifest["machine"] for manifest in manifests})
     evaluations = [", ".join(f"{name} {value}" for name, value in manifest["evaluation"].items()) for manifest in manifests]
     return (
-        f"{len(runs)} runs, {hours:.1f} hours of training, each on one core. "
+        f"{len(runs)} runs, {hours:.1f} hours of training, each on {cores}. "
         f"Evaluation of each at its end: {'; or '.join(dict.fromkeys(evaluations))}. "
         f"The mean's interval is by bootstrap over the seeds and the games of each; where there is one seed, over its games. "
         f"Curves: episodes while training; mean and range over the seeds.\n\nCommits {', '.join(commits)}; "

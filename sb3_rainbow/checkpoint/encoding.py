@@ -5,7 +5,9 @@ import importlib
 import random
 from collections import deque
 from enum import Enum
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import lru_cache, partial
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,12 @@ Json = Any
 Arrays = dict[str, np.ndarray]
 
 #: What an object is set up with, or writes to: the same in the object that is restored, so it is neither stored nor compared
-SETTINGS = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType, EnvSpec, ResultsWriter, th.device, th.dtype)
+SETTINGS = (
+    *(type, FunctionType, BuiltinFunctionType, MethodType, partial, type(lru_cache(print)), np.ufunc, type(np.mean)),
+    *(BufferedReader, BufferedWriter, FileIO, TextIOWrapper, ModuleType, EnvSpec, ResultsWriter, th.device, th.dtype),
+)
+#: Bytes of an object that is nothing but its attributes
+PLAIN_SIZE = type("Plain", (), {}).__basicsize__
 #: Attributes of environments that are written before they are read, or follow from the class
 NOT_STATE = {
     "DummyVecEnv": ("buf_infos",),
@@ -218,7 +225,7 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
         return {"!": "items", "class": type(target).__qualname__, "keys": keys, "of": items} | length
     if hasattr(type(target), "state_dict") and hasattr(type(target), "load_state_dict"):
         return {"!": "state_dict", "of": encode(target.state_dict(), arrays, path)}
-    if not hasattr(target, "__dict__"):
+    if not hasattr(target, "__dict__") or _has_more_than_attributes(type(target)):
         raise Unencodable(f"{path} is {type(target).__module__}.{type(target).__qualname__}")
     if isinstance(target, Space):
         state = {name: value for name, value in vars(target).items() if name in ("_np_random", "spaces")}
@@ -227,6 +234,12 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
         state = {name: value for name, value in vars(target).items() if name not in skip}
     encoded = {name: encode_object(value, arrays, f"{path}.{name}", memo) for name, value in state.items()}
     return {"!": "object", "class": type(target).__qualname__, "of": encoded}
+
+
+def _has_more_than_attributes(kind: type) -> bool:
+    """Slots, or a base class in C."""
+    slots = any(isinstance(value, MemberDescriptorType) for base in kind.__mro__ for value in vars(base).values())
+    return kind is not SimpleNamespace and (slots or kind.__basicsize__ > PLAIN_SIZE)
 
 
 def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, str]) -> Json:

@@ -64,14 +64,12 @@ def writing(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     temporary.mkdir()
     try:
         yield temporary, final
-        for path in temporary.iterdir():
-            _flush(path)
-        _flush(temporary)
+        flush(temporary)
         os.rename(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(folder)
+    flush_entries(folder)
     for path in checkpoints(folder)[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -206,11 +204,32 @@ def with_progress(arrays: Mapping[str, Any], unchanged: Container[str]) -> Itera
     return tqdm(arrays.items(), desc=f"saving {total / 2**30:.1f} GiB", leave=False)
 
 
-def _flush(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+def flush(path: Path) -> None:
+    """
+    Have the system write a file, or a folder with all that is in it, to the disk.
+
+    :param path: of either
+    """
+    if path.is_dir():
+        for entry in path.iterdir():
+            flush(entry)
+        flush_entries(path)
+    else:
+        _fsync(path, os.O_RDWR)
+
+
+def flush_entries(folder: Path) -> None:
+    """
+    Have the system write a folder's list of entries to the disk: a rename is lost with the machine before that.
+
+    :param folder: whose entries have changed
+    """
+    if os.name != "nt":  # Windows opens no folders
+        _fsync(folder, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from sb3_rainbow.arguments import check_integer, check_number
+from sb3_rainbow.checkpoint.encoding import Unencodable
 from sb3_rainbow.cluster import connect
 from sb3_rainbow.envs.subproc import CLOSING, STARTING, ReadableEnvs, WorkerError, make_readable
 
@@ -53,7 +54,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
 
     :param env_fns: make the environments; each must register what it makes, as it is called in another process
     :param envs_per_actor: how many environments one actor steps, one after the other
-    :param timeout: seconds to wait for an answer of an actor, and for its replacement
+    :param timeout: seconds to wait for an answer of an actor; at least a minute for the first of a new one
     :param ray_options: of each actor, as Ray's ``options`` takes them, such as ``{"num_cpus": 1, "num_gpus": 0.25}``
     :param address: of a cluster; None for a Ray of this machine's own, see ``sb3_rainbow.cluster.connect``
     :raises ValueError: if ``env_fns`` is empty, ``envs_per_actor`` is less than 1, or ``timeout`` is not positive
@@ -73,7 +74,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         check_integer("envs_per_actor", envs_per_actor, 1)
         check_number("timeout", timeout, 0, float("inf"), low_open=True)
         self._ray = connect(address)
-        self._timeout = None if math.isinf(timeout) else max(timeout, STARTING)
+        self._timeout, self._starting = (None if math.isinf(timeout) else t for t in (timeout, max(timeout, STARTING)))
         readable = [make_readable(env_fn) for env_fn in env_fns]
         self._slices = [slice(i, i + envs_per_actor) for i in range(0, len(readable), envs_per_actor)]
         self._env_fns = [readable[part] for part in self._slices]
@@ -84,8 +85,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         self._last_obs: Any = None
         self._closed = False
         # All of them: those that still start must not be taken for hung
-        about, *_ = self._results([actor.about.remote() for actor in self._actors])
-        self._timeout = None if math.isinf(timeout) else timeout
+        about, *_ = self._results([actor.about.remote() for actor in self._actors], self._starting)
         super().__init__(len(readable), *about[:2])
         self.metadata = about[2]
 
@@ -103,7 +103,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         """
         pairs = zip(self._actors, self._slices, strict=True)
         references = [actor.reset.remote(self._seeds[part], self._options[part]) for actor, part in pairs]
-        answers, lost = self._answers(references)
+        answers, lost = self._answers(references, self._timeout)
         answers |= self._replace(lost)
         self._reset_seeds()
         self._reset_options()
@@ -123,7 +123,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         """
         :return: observations, rewards, dones and infos; those of lost actors as the class says
         """
-        answers, lost = self._answers(self._waiting)
+        answers, lost = self._answers(self._waiting, self._timeout)
         for number, (observations, reset_infos) in self._replace(lost).items():
             infos = []
             for i in range(self.num_envs)[self._slices[number]]:
@@ -143,10 +143,13 @@ class RayVecEnv(ReadableEnvs, VecEnv):
     def state_dict(self) -> dict[str, Any]:
         """
         :return: state of all environments, and what the next replacement of an actor needs, for a checkpoint
-        :raises Unencodable: if an environment cannot be read
+        :raises Unencodable: if an environment cannot be read, or an actor has died: the next step replaces it
         """
         own = {"n_replaced": self._n_replaced, "first_seeds": list(self._first_seeds), "last_obs": self._last_obs}
-        return super().state_dict() | own
+        try:
+            return super().state_dict() | own
+        except WorkerError as error:
+            raise Unencodable(str(error)) from error
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -156,20 +159,23 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         super().load_state_dict(state)
         self._n_replaced, self._first_seeds, self._last_obs = (state[k] for k in ("n_replaced", "first_seeds", "last_obs"))
 
-    def _answers(self, references: list[Any]) -> tuple[dict[int, Any], dict[int, str]]:
-        """By the number of the actor, its answer, or why it has none."""
-        arrived = set(self._ray.wait(references, num_returns=len(references), timeout=self._timeout)[0])
+    def _answers(
+        self, references: list[Any], timeout: float | None, numbers: Sequence[int] | None = None
+    ) -> tuple[dict[int, Any], dict[int, str]]:
+        """By its place in the list, an answer, or why there is none. Without numbers, the places are those of the actors."""
+        arrived = set(self._ray.wait(references, num_returns=len(references), timeout=timeout)[0])
         answers, lost = {}, {}
-        for number, reference in enumerate(references):
+        for place, reference in enumerate(references):
+            number = place if numbers is None else numbers[place]
             if reference not in arrived:
-                lost[number] = f"actor {number} did not answer for {self._timeout:g} s"
+                lost[place] = f"actor {number} did not answer for {timeout:g} s"
                 continue
             try:
-                answers[number] = self._ray.get(reference)
+                answers[place] = self._ray.get(reference)
             except self._ray.exceptions.RayTaskError:  # the environment's own error
                 raise
             except self._ray.exceptions.RayError as error:
-                lost[number] = f"actor {number} died ({type(error).__name__})"
+                lost[place] = f"actor {number} died ({type(error).__name__})"
         return answers, lost
 
     def _replace(self, lost: dict[int, str]) -> dict[int, Any]:
@@ -188,17 +194,17 @@ class RayVecEnv(ReadableEnvs, VecEnv):
                 used = self.num_envs * self._n_replaced
                 seeds = [None if seed is None else seed + used for seed in self._first_seeds[self._slices[number]]]
                 references.append(self._actors[number].reset.remote(seeds, [{}] * len(seeds)))
-            answers, _ = self._answers(references)
+            answers, _ = self._answers(references, self._starting, missing)
             found |= {missing[i]: answer for i, answer in answers.items()}
         if len(found) < len(lost):
             raise WorkerError(f"{'; '.join(lost.values())}; {TRIES} replacements died, or did not answer either")
         return found
 
-    def _results(self, references: list[Any]) -> list[Any]:
+    def _results(self, references: list[Any], timeout: float | None, numbers: Sequence[int] | None = None) -> list[Any]:
         """Answers where none may be missing."""
-        answers, lost = self._answers(references)
+        answers, lost = self._answers(references, timeout, numbers)
         if lost:
-            raise WorkerError("; ".join(lost.values()))
+            raise WorkerError("; ".join(dict.fromkeys(lost.values())))
         return [answers[i] for i in range(len(references))]
 
     def _call(self, indices: VecEnvIndices, method: str, *args: Any, **kwargs: Any) -> list[Any]:
@@ -206,7 +212,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         size = len(self._env_fns[0])
         places = [divmod(i, size) for i in self._get_indices(indices)]
         references = [self._actors[number].call.remote(method, *args, indices=[place], **kwargs) for number, place in places]
-        return [(result or [None])[0] for result in self._results(references)]
+        return [(result or [None])[0] for result in self._results(references, self._timeout, [number for number, _ in places])]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """

@@ -5,6 +5,10 @@ Code on them is written once, in the part of the array API that both share. On a
 operations, and NumPy's cost half of torch's.
 """
 
+import contextlib
+import math
+import re
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -48,7 +52,30 @@ def available_memory(device: th.device) -> int:
     :param device: any
     :return: bytes that can still be allocated there
     """
-    return int(th.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+    if device.type == "cuda":
+        free, _ = th.cuda.mem_get_info(device)
+        return int(free + th.cuda.memory_reserved(device) - th.cuda.memory_allocated(device))
+    return int(min(psutil.virtual_memory().available, left_in_container()))
+
+
+def left_in_container(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """
+    What a container, or a job of a cluster, lets its processes take: Linux's control groups, version 2, tell it.
+
+    :param root: where they are
+    :param own: file that names this process's, like ``0::/job_7/step_0``
+    :return: bytes that can still be allocated by the tightest of the groups around this process; infinite without limits
+    """
+    left = math.inf
+    with contextlib.suppress(OSError):
+        group = root / own.read_text().rpartition("0::/")[2].strip()
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # there is no such file, or no limit
+                most, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+                # Files that were read count as used, and are dropped when memory is short
+                cached = re.findall(r"^(?:in)?active_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+                left = min(left, most - used + sum(map(int, cached)))
+    return left
 
 
 def check_memory(buffer_size: int, needed: int, device: th.device) -> None:

@@ -191,7 +191,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param done: ``[n_envs]`` bool: terminated or truncated
         :param infos: one per environment; ``"TimeLimit.truncated"`` tells a truncation
         :raises ValueError: if an array, or ``infos``, has the wrong shape
-        :raises MemoryError: by the first call, if the full buffer will not fit; it says what is needed and what there is
+        :raises MemoryError: if the full buffer will not fit, or share less than it seemed; it says what is needed and there is
         """
         action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
         reward = as_shape("reward", reward, _FLOAT32, (self.n_envs,))
@@ -302,7 +302,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :return: the batch, on ``device``
         """
         leaf_indices = to_array(batch_inds, self.storage_device)
-        normalize = None if env is None else lambda rewards: self._normalize_rewards(rewards, env)
+        normalize = None if env is None else lambda rewards: self._to_storage(env.normalize_reward(to_numpy(rewards)))
         n_steps = self.longest_window or self.n_steps
         actions, windows = self._transitions.get(leaf_indices, n_steps, self.gamma, normalize)
         returns, discounts, last_leaves, dones = windows
@@ -430,7 +430,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         held = state.pop("_state")
         self.__dict__.update(state)
-        if self.storage_device.type == "cuda" and not th.cuda.is_available():
+        if self.storage_device.type == "cuda" and (self.storage_device.index or 0) >= th.cuda.device_count():
             self.storage_device = th.device("cpu")
         self.load_state(held)
 
@@ -444,11 +444,11 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             if entry.dtype.kind == "f" and math.isnan(np.vdot(entry, entry)):
                 self._non_finite[self.pos] = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
 
-    def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
-        return _each(lambda entry: to_array(entry, self.storage_device), env.normalize_obs(_each(to_numpy, observations)))
+    def _to_storage(self, values: Any) -> Array:
+        return to_array(values, self.storage_device)
 
-    def _normalize_rewards(self, rewards: Array, env: VecNormalize) -> Array:
-        return to_array(env.normalize_reward(to_numpy(rewards)).astype(np.float32), self.storage_device)
+    def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
+        return _each(self._to_storage, env.normalize_obs(_each(to_numpy, observations)))
 
     def _copy(self, leaves: Array) -> np.ndarray:
         """Leaves from the first on, as ``[buffer_size, n_envs, ...]``; zeros where no transition is."""

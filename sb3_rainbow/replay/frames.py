@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_rainbow.replay.arrays import Array, allocate, namespace, take, to_array, to_numpy
+from sb3_rainbow.replay.arrays import Array, allocate, check_memory, namespace, take, to_array, to_numpy
 
 #: Deepest stack that is looked for
 MAX_STACK = 8
@@ -280,20 +280,22 @@ class FrameStore:
         """
         # The slot's old transition goes, and with it the last reference to what was taken n_stack adds before it
         oldest = self._n_adds % len(self._taken)
-        self._live -= self._taken[oldest]
+        live = self._live - self._taken[oldest]
+        missing = live + n_new - self._length
+        is_wrapped = self._head < live  # rows in use go on at the start
+        # A little more than is missing where rows are moved, as this is not to happen often
+        distance = max(missing, self._length // 64) if is_wrapped else missing
+        if missing > 0:
+            self._reserve(self._length + distance)  # if that will not fit, nothing has changed
+        self._live = live
         self._taken[oldest] = n_new
         self._n_adds += 1
-        missing = self._live + n_new - self._length
         if missing <= 0:
             return 0, 0
-        if self._head >= self._live:  # the rows in use are not wrapped around the end
-            self._reserve(self._length + missing)
+        if not is_wrapped:
             self._length += missing
             return 0, 0
-        # The oldest rows are the last: move them up, the top first, so that no copy overlaps itself. A little more than
-        # is missing, as this is not to happen often
-        distance = max(missing, self._length // 64)
-        self._reserve(self._length + distance)
+        # The oldest rows are the last: move them up, the top first, so that no copy overlaps itself
         first = 1 + self._head - self._live + self._length
         for stop in range(1 + self._length, first, -distance):
             start = max(first, stop - distance)
@@ -331,7 +333,9 @@ class FrameStore:
     def _reserve(self, length: int) -> None:
         """Allocate more rows if the ring needs them: many very short episodes, or observations that share nothing."""
         if length >= len(self._frames):
-            frames = allocate((length * 5 // 4 + 1, self._frames.shape[1]), self._dtype, self._device)
+            shape = length * 5 // 4 + 1, self._frames.shape[1]
+            check_memory(len(self._rows), math.prod(shape) * self._dtype.itemsize, self._device)
+            frames = allocate(shape, self._dtype, self._device)
             frames[: 1 + self._length] = self._frames[: 1 + self._length]
             self._frames = frames
             more = -(-len(frames) // self._part) - len(self._written)

@@ -1,6 +1,7 @@
 """Priority sums, and the sampler over them (Schaul et al. 2016, "Prioritized Experience Replay", PER below)."""
 
 import math
+import zlib
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -216,7 +217,7 @@ class PrioritySampler:
     def load_state(self, state: dict[str, Any]) -> None:
         """
         Continue from a saved state: the next draws are those that the saved sampler would have made, if it was on a device of
-        the same type.
+        the same type. Else its generator starts anew, from what the saved one was.
 
         :param state: what ``state()`` returned, for the same ``size``
         """
@@ -226,6 +227,8 @@ class PrioritySampler:
         device_type, generator = state["generator"]
         if device_type == self.device.type:
             self._uniform.load_state(generator)
+        else:
+            self._uniform.seed(zlib.crc32(repr(generator).encode()))
         self._refresh(slice(None))
 
     def _enter_fresh(self) -> None:

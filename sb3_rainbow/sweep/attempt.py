@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_rainbow import zoo
-from sb3_rainbow.checkpoint.folder import latest, link
+from sb3_rainbow.checkpoint.folder import flush, flush_entries, latest, link
 from sb3_rainbow.sweep.suite import Run
 
 PACKAGES = ("sb3-rainbow", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "ale-py")
@@ -58,13 +58,15 @@ def begin(folder: Path) -> Path:
             number += 1
     for before in reversed(earlier):
         newest = latest(before / "checkpoints")
-        if newest is not None:
-            # It is the run's already, if the attempt was killed at its very end
-            curves = [path for path in (before / "curve.csv", folder / "curve.csv") if path.exists()]
-            if curves:
-                shutil.copyfile(curves[0], attempt / "curve.csv")
+        # The curve is the run's already, if the attempt was killed at its very end. There is none where an attempt that was
+        # taken for dead has gone on writing checkpoints into a folder that was removed
+        curves = [path for path in (before / "curve.csv", folder / "curve.csv") if path.exists()]
+        if newest is not None and curves:
+            shutil.copyfile(curves[0], attempt / "curve.csv")
             shutil.copytree(newest, attempt / "checkpoints" / newest.name, copy_function=link)
             break
+    flush(attempt)
+    flush_entries(folder)
     for before in earlier:
         shutil.rmtree(before, ignore_errors=True)
     return attempt
@@ -122,6 +124,7 @@ def finish(run: Run, attempt: Path, result: str, seconds: float, arguments: list
     :param seconds: that it took, with the attempts before it as far as they count
     :param arguments: RL Zoo's
     :param more: entries of the manifest
+    :raises OSError: if the attempt's folder is gone: it was taken for dead, and what the run has stays
     """
     manifest = run._asdict() | {
         "folder": run.name,
@@ -136,10 +139,14 @@ def finish(run: Run, attempt: Path, result: str, seconds: float, arguments: list
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     (attempt / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    shutil.rmtree(run.folder / "zoo", ignore_errors=True)
-    for name in ("zoo", "curve.csv", "scores.csv", "manifest.json"):
-        if (attempt / name).exists():
-            os.replace(attempt / name, run.folder / name)
+    made = [name for name in ("zoo", "curve.csv", "scores.csv") if (attempt / name).exists()]
+    for name in (*made, "manifest.json"):
+        flush(attempt / name)
+        flush_entries(run.folder)  # the manifest's comes after all others
+        if (run.folder / name).is_dir():  # of an attempt that was killed right here
+            os.replace(run.folder / name, attempt / f"earlier-{name}")
+        os.replace(attempt / name, run.folder / name)
+    flush_entries(run.folder)
     for path in attempts(run.folder):
         shutil.rmtree(path, ignore_errors=True)
 

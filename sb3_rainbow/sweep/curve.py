@@ -3,6 +3,7 @@
 import csv
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -29,6 +30,7 @@ class EpisodeCurve(BaseCallback):
         check_integer("sync_freq", sync_freq, 1)
         self.path = Path(path)
         self.sync_freq = sync_freq
+        self._closing = ExitStack()
 
     def _on_training_start(self) -> None:
         lines = []
@@ -47,14 +49,17 @@ class EpisodeCurve(BaseCallback):
             os.fsync(file.fileno())
         temporary.replace(self.path)
         # Lines are written at once, as whole lines
-        self._file = self.path.open("a", newline="", buffering=1)
+        self._file = self._closing.enter_context(self.path.open("a", newline="", buffering=1))
         self._writer = csv.DictWriter(self._file, COLUMNS)
         self._synced_at = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._synced_at >= self.sync_freq:
-            os.fsync(self._file.fileno())
-            self._synced_at = self.model.num_timesteps
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced_at = self.model.num_timesteps
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
@@ -63,5 +68,9 @@ class EpisodeCurve(BaseCallback):
                 self._writer.writerow(dict(zip(COLUMNS, values, strict=True)))
         return True
 
+    def _on_rollout_end(self) -> None:
+        if self.model.num_timesteps >= self.model._total_timesteps:  # the last checkpoint follows
+            self._sync()
+
     def _on_training_end(self) -> None:
-        self._file.close()
+        self._closing.close()

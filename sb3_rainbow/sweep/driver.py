@@ -15,6 +15,7 @@ import torch as th
 
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.sweep.engine import Engine, Processes, Ray
+from sb3_rainbow.sweep.search import prepare
 from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
 from sb3_rainbow.sweep.table import Board, View, results, view
 
@@ -121,6 +122,8 @@ def main(argv: list[str] | None = None) -> int:
 
     for run in runs:
         claim(run)
+        if run.search and not run.is_done:
+            prepare(run)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

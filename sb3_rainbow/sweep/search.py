@@ -26,6 +26,19 @@ def load_study(storage: Any, study_name: str) -> Any:
     return optuna.load_study(storage=storage, study_name=study_name)
 
 
+def prepare(run: Run) -> None:
+    """
+    Make the tables of a database before several workers do at the same time.
+
+    :param run: a worker
+    :raises Exception: the database's own, if it is not there
+    """
+    import optuna
+
+    if not run.search["storage"].endswith(".log"):
+        optuna.storages.RDBStorage(run.search["storage"]).engine.dispose()
+
+
 #: A study that has been loaded reads only what is new
 _study = functools.lru_cache(load_study)
 

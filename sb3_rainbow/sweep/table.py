@@ -44,7 +44,10 @@ def progress(run: Run) -> Progress:
         return Progress()
     number = number_of(begun[-1])
     if run.search:
-        trials, best = finished(run)
+        try:
+            trials, best = finished(run)
+        except Exception:  # a database may be busy, or away for a moment: that is no reason to end the workers
+            return Progress(attempt=number)
         return Progress(trials, score=best, attempt=number)
     lines = _tail(begun[-1] / "curve.csv")
     if len(lines) == 0:
