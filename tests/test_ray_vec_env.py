@@ -172,7 +172,7 @@ def test_attributes_and_methods_reach_each_environment():
 @pytest.mark.parametrize("slack", [60, pytest.param(5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_actor_that_dies_or_hangs_is_replaced_and_its_episodes_are_truncated(number, slack, monkeypatch):
-    timeout = 60.0 if number == signal.SIGKILL else 15.0
+    timeout = 60.0 if number == signal.SIGKILL else 8.0
     env = counting(3, envs_per_actor=2, timeout=timeout)
     env.seed(5)
     env.reset()

@@ -7,8 +7,10 @@ KIND = "editable"
 del (
     test_training_in_subprocesses_saves,  # noqa: F821
     test_one_argument_trains_on_ales_own_threads,  # noqa: F821
+    test_the_papers_settings_run_by_name,  # noqa: F821
     test_training_can_be_continued_with_its_replay_buffer,  # noqa: F821
     test_playing_needs_no_replay_memory,  # noqa: F821
+    test_the_console_script_trains_and_plays,  # noqa: F821
     test_hyperparameters_are_optimised,  # noqa: F821
     test_a_video_is_recorded,  # noqa: F821
     test_other_algorithms_keep_their_own_config,  # noqa: F821
