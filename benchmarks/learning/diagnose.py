@@ -103,7 +103,7 @@ def diagnose(model: DQN, steps: list[dict[str, Any]]) -> dict[str, float]:
         if isinstance(layer, NoisyLinear):
             # One output is enough: the first value is the same for all weights
             first = NoisyLinear(layer.in_features, 1, layer.noise, layer.sigma0).weight_sigma[0, 0]
-            numbers[f"{name}: mean |sigma| over its first value"] = float(layer.weight_sigma.abs().mean() / first)
+            numbers[f"{name}: mean |sigma| over its first value"] = float(layer.weight_sigma.detach().abs().mean() / first)
     return numbers
 
 
