@@ -191,7 +191,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :param done: ``[n_envs]`` bool: terminated or truncated
         :param infos: one per environment; ``"TimeLimit.truncated"`` tells a truncation
         :raises ValueError: if an array, or ``infos``, has the wrong shape
-        :raises MemoryError: if the full buffer will not fit, or share less than it seemed; it says what is needed and there is
+        :raises MemoryError: if it will not fit, by the first call or when it grows; it says what is needed and what there is
         """
         action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
         reward = as_shape("reward", reward, _FLOAT32, (self.n_envs,))

@@ -142,11 +142,10 @@ def finish(run: Run, attempt: Path, result: str, seconds: float, arguments: list
     made = [name for name in ("zoo", "curve.csv", "scores.csv") if (attempt / name).exists()]
     for name in (*made, "manifest.json"):
         flush(attempt / name)
-        flush_entries(run.folder)  # the manifest's comes after all others
         if (run.folder / name).is_dir():  # of an attempt that was killed right here
             os.replace(run.folder / name, attempt / f"earlier-{name}")
         os.replace(attempt / name, run.folder / name)
-    flush_entries(run.folder)
+        flush_entries(run.folder)  # the manifest's comes after all others
     for path in attempts(run.folder):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -122,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
 
     for run in runs:
         claim(run)
-        if run.search and not run.is_done:
-            prepare(run)
+    for storage in {run.search["storage"] for run in runs if run.search and not run.is_done}:
+        prepare(storage)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -26,17 +26,17 @@ def load_study(storage: Any, study_name: str) -> Any:
     return optuna.load_study(storage=storage, study_name=study_name)
 
 
-def prepare(run: Run) -> None:
+def prepare(storage: str) -> None:
     """
     Make the tables of a database before several workers do at the same time.
 
-    :param run: a worker
+    :param storage: file that ends in ``.log``, which needs none, or address of a database
     :raises Exception: the database's own, if it is not there
     """
     import optuna
 
-    if not run.search["storage"].endswith(".log"):
-        optuna.storages.RDBStorage(run.search["storage"]).engine.dispose()
+    if not storage.endswith(".log"):
+        optuna.storages.RDBStorage(storage).engine.dispose()
 
 
 #: A study that has been loaded reads only what is new
