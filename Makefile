@@ -1,6 +1,7 @@
 # Everything happens in a virtual environment of its own, .venv
 PYTHON ?= python3
-# Installed before all else: without it, another package's plain "torch" may bring gigabytes of CUDA libraries
+# Installed before all else, so that no other package chooses it. For PyTorch's CPU build, smaller by gigabytes, add the
+# --index-url that its page on installation gives
 TORCH ?= torch==2.13.0
 ENV ?= BreakoutNoFrameskip-v4
 STEPS ?= 10000

@@ -56,13 +56,23 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise ValueError(f"v_min={v_min}: must be less than v_max={v_max}")
         if v_max - v_min < 1e-6 * arguments["n_atoms"] * max(abs(v_min), abs(v_max)):
             raise ValueError(f"v_max={v_max}: must be farther from v_min={v_min}, for float32 to tell the atoms apart")
-    if not isinstance(arguments["policy_kwargs"], Mapping | None):
-        raise ValueError(f"policy_kwargs={arguments['policy_kwargs']!r}: must be a dict")
+    if arguments["sigma0"] is not None:
+        check_number("sigma0", arguments["sigma0"], 0, MOST, low_open=True)
+    _check_kinds(arguments)
+
+
+def _check_kinds(arguments: Mapping[str, Any]) -> None:
+    """Of what is no number."""
+    for name in ("policy_kwargs", "replay_buffer_kwargs"):
+        if not isinstance(arguments[name], Mapping | None):
+            raise ValueError(f"{name}={arguments[name]!r}: must be a dict")
+    if not isinstance(arguments["replay_buffer_class"], type | None):
+        raise ValueError(f"replay_buffer_class={arguments['replay_buffer_class']!r}: must be a class")
+    if getattr(arguments.get("action_space"), "start", 0) != 0:  # SB3 counts outputs from 0, too
+        raise ValueError(f"action_space={arguments['action_space']}: must start at 0")
     for name in PARTS_OF_POLICY:
         if name in (arguments["policy_kwargs"] or {}):
             raise ValueError(f"policy_kwargs={arguments['policy_kwargs']}: must not have {name!r}, an argument of RainbowDQN")
-    if arguments["sigma0"] is not None:
-        check_number("sigma0", arguments["sigma0"], 0, MOST, low_open=True)
 
 
 def check_amp(amp: str | None, device: th.device) -> None:
@@ -125,8 +135,9 @@ def check_loaded(loaded: Any, current: Any, model: Any) -> None:
     if current is not None:
         if type(loaded) is not type(current):
             raise ValueError(f"a {type(loaded).__name__} was loaded: must be a {type(current).__name__}, as in the model")
-        # Ours has all three, SB3's NStepReplayBuffer two
-        expected |= {name: getattr(current, name) for name in ("n_steps", "gamma", "alpha") if hasattr(current, name)}
+        # Ours has all of them, SB3's NStepReplayBuffer three
+        names = ("n_steps", "gamma", "alpha", "weight_norm", "handle_timeout_termination")
+        expected |= {name: getattr(current, name) for name in names if hasattr(current, name)}
     for name, value in expected.items():
         if getattr(loaded, name) != value:
             raise ValueError(f"{name}={getattr(loaded, name)} in the replay buffer loaded: must be {value}, as in the model")

@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from torch import nn
 
+from sb3_rainbow.arguments import WITHOUT_REPLAY
 from sb3_rainbow.policies import NoisyQNetwork
 from sb3_rainbow.rainbow import RainbowDQN
 
@@ -72,10 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model", help="file that model.save() wrote")
     parser.add_argument("onnx", help="file to write")
     parsed = parser.parse_args(arguments)
-    # Nothing is going to be stored, and HER's buffer would want the environment
-    options: dict[str, Any] = {"buffer_size": 1, "optimize_memory_usage": False}
-    options |= {"replay_buffer_class": None, "replay_buffer_kwargs": {}}
-    export_onnx(RainbowDQN.load(parsed.model, device="cpu", **options), parsed.onnx)
+    export_onnx(RainbowDQN.load(parsed.model, device="cpu", **WITHOUT_REPLAY), parsed.onnx)
     print(f"{parsed.onnx}: {Path(parsed.onnx).stat().st_size / 1e6:.1f} MB")
 
 

@@ -312,7 +312,7 @@ class RainbowDQN(DQN):
 
     def _backward(self, replay_data: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Temporal-difference errors, norm of the gradient; and the loss, the mean weight, 1 if all are finite."""
-        weights = th.as_tensor(getattr(replay_data, "weights", 1.0), device=self.device)
+        weights = th.as_tensor(getattr(replay_data, "weights", 1.0), device=self.device).reshape(-1, 1)
         td_errors = self.td_errors(replay_data)
         loss = losses.weighted_mean(self.q_net.head.loss(td_errors), weights)
         self.policy.optimizer.zero_grad()
@@ -339,7 +339,7 @@ class RainbowDQN(DQN):
         """
         # Without n-step returns, the discount is that of one step
         discounts = getattr(replay_data, "discounts", None)
-        discounts = self.gamma if discounts is None else discounts
+        discounts = self.gamma if discounts is None else discounts.reshape(-1, 1)
         head = self.q_net.head
         with th.no_grad():
             choosing = self._outputs(self.q_net, replay_data.next_observations, relative=True) if self.double_q else None
@@ -457,7 +457,7 @@ class RainbowDQN(DQN):
         """
         Load a replay buffer to ``storage_device`` from a pickle, which can run any code: load only files that you trust.
 
-        :param path: file that ``save_replay_buffer`` wrote
+        :param path: file that ``save_replay_buffer`` wrote; for a moment, what it holds is in memory twice
         :param truncate_last_traj: close the episodes that were running when it was saved
         :raises ValueError: if it is of another class, was made for other spaces, another number of environments, or other
             settings; it names both values, and the model keeps its own buffer, as it does after any other error

@@ -50,10 +50,21 @@ def _register_config(module: ModuleType) -> None:
                 arguments.arguments["config"] = str(hyperparams_path(config))
         initialise(*arguments.args, **arguments.kwargs)
         if self.algo == ALGO and self.vec_env_class is vec_env.SubprocVecEnv:
-            self.vec_env_class = SubprocVecEnv  # its workers may die, and be in a checkpoint
+            # Its workers may die, and be in a checkpoint. RL Zoo has no argument for a simulator that is slower than this
+            self.vec_env_class = functools.partial(SubprocVecEnv, timeout=600.0)
+
+    objective = module.ExperimentManager.objective
+
+    def without_checkpoints(self: Any, trial: Any) -> float:
+        # Trials have no seed, so one would go on from another's checkpoints
+        given = self.specified_callbacks
+        given = given if isinstance(given, list) else [given]
+        self.specified_callbacks = [each for each in given if each and "ResumableCheckpointCallback" not in str(each)]
+        return objective(self, trial)
 
     with_our_config.knows_rainbow = True  # type: ignore[attr-defined]
     module.ExperimentManager.__init__ = with_our_config
+    module.ExperimentManager.objective = without_checkpoints
 
 
 #: What is done to each of RL Zoo's modules, once it is executed

@@ -16,6 +16,15 @@ from stable_baselines3.dqn.policies import MlpPolicy as SB3Policy
 from sb3_rainbow import RainbowDQN
 
 
+class FromMinusOne(FakeImageEnv):
+    """Its actions are -1, 0 and 1."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.observation_space = spaces.Box(-1, 1, (2,))
+        self.action_space = spaces.Discrete(3, start=-1)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -92,6 +101,9 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             ValueError,
             r"policy_kwargs=.*must not have 'n_atoms', an argument of RainbowDQN",
         ),
+        ({"replay_buffer_kwargs": "n_steps"}, ValueError, "replay_buffer_kwargs='n_steps': must be a dict"),
+        ({"replay_buffer_class": "HerReplayBuffer"}, ValueError, "replay_buffer_class='HerReplayBuffer': must be a class"),
+        ({"env": FromMinusOne()}, ValueError, r"action_space=Discrete\(3, start=-1\): must start at 0"),
         ({"n_atoms": 51, "v_min": 1e8, "v_max": 1e8 + 1}, ValueError, r"v_max=100000001.0: must be farther from v_min"),
         (
             {

@@ -409,6 +409,44 @@ def test_what_an_object_has_beside_its_attributes_is_not_lost_without_a_word(tmp
                 encode_object(env, {}, "env")
 
 
+def test_objects_that_are_one_only_before_the_environment_is_used_become_two():
+    env = SimpleNamespace(first=Part(Part(0)))
+    env.state = Part(Part(5))
+    node = encode_object(env, {}, "env")
+    fresh = SimpleNamespace(first=Part(Part(1)))
+    fresh.state = fresh.first
+    restore_object(fresh, node, {}, "env")
+    assert (fresh.first.value.value, fresh.state.value.value) == (0, 5)
+    node = encode_object(SimpleNamespace(first=th.nn.Flatten(), state=th.nn.Flatten()), {}, "env")
+    fresh.state = fresh.first = th.nn.Flatten()
+    with pytest.raises(ValueError, match=r"^env.state is env.first: in the checkpoint they are two"):
+        restore_object(fresh, node, {}, "env")
+
+
+@pytest.mark.parametrize("now", [sum, None])
+def test_a_function_in_place_of_another_is_no_restored_state(now):
+    node = encode_object(SimpleNamespace(mode=len), {}, "env")
+    restore_object(SimpleNamespace(mode=len), node, {}, "env")
+    with pytest.raises(ValueError, match=r"^env.mode is .*: in the checkpoint it is len"):
+        restore_object(SimpleNamespace(mode=now), node, {}, "env")
+
+
+class Confused(gym.Wrapper):
+    """Its own account of its state fails."""
+
+    def state_dict(self):
+        raise LookupError("no state here")
+
+    load_state_dict = None
+
+
+def test_an_error_of_an_environments_own_state_stops_no_training(tmp_path, caplog):
+    model = RainbowDQN("MlpPolicy", DummyVecEnv([lambda: Confused(gym.make("CartPole-v1"))]), buffer_size=200, seed=0)
+    model.learn(60, callback=ResumableCheckpointCallback(20, tmp_path))
+    load(tmp_path, DummyVecEnv([lambda: Confused(gym.make("CartPole-v1"))]))
+    assert [record.message for record in caplog.records if "LookupError: no state here" in record.message]
+
+
 def test_where_the_environment_cannot_be_read_the_learner_goes_on(tmp_path, caplog):
     env = DummyVecEnv([lambda: Secretive(gym.make("CartPole-v1"))])
     model = RainbowDQN("MlpPolicy", env, buffer_size=200, learning_starts=20, seed=0).learn(60)

@@ -11,21 +11,24 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from unittest.mock import patch
 
+import gymnasium as gym
 import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch as th
 import yaml
 from sb3_contrib import QRDQN
-from stable_baselines3 import DQN
-from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 
-from sb3_rainbow.sweep.evaluation import load_run
+from sb3_rainbow import RainbowDQN
+from sb3_rainbow.sweep.evaluation import evaluate, load_run
 
 ROOT = Path(__file__).parents[1]
 SUITE = {
@@ -75,6 +78,11 @@ def results(tmp_path):
             for seed, score in enumerate(scores):
                 write_run(tmp_path / f"tiny/{label}-{env}-{seed}", score)
     return tmp_path
+
+
+def test_a_run_that_ended_no_episode_takes_part(results):
+    (results / "tiny/dqn-A-v0-0/curve.csv").write_text("step,return,seconds\n")
+    assert "7.5 hours" in report(results)
 
 
 def test_interquartile_means_are_those_of_the_middle_half(results):
@@ -154,6 +162,21 @@ def test_a_run_is_played_in_the_environment_that_it_was_trained_in(tmp_path):
     subprocess.run([*zoo, *options], check=True, capture_output=True)
     _, env = load_run(tmp_path / "rainbow/CartPole-v1_1")
     assert env.get_attr("_sutton_barto_reward") == [True]
+
+
+def test_a_run_whose_replay_wants_its_environment_is_played_without(tmp_path):
+    gym.register("BitFlipping-v0", BitFlippingEnv, kwargs={"n_bits": 3})
+    try:
+        env = gym.make("BitFlipping-v0")
+        model = RainbowDQN("MultiInputPolicy", env, buffer_size=50, replay_buffer_class=HerReplayBuffer)
+        model.save(tmp_path / "BitFlipping-v0.zip")
+        (tmp_path / "BitFlipping-v0").mkdir()
+        arguments = {"env": "BitFlipping-v0", "algo": "rainbow", "gym_packages": [], "env_kwargs": None}
+        (tmp_path / "BitFlipping-v0/args.yml").write_text(yaml.safe_dump(arguments))
+        (tmp_path / "BitFlipping-v0/config.yml").write_text(yaml.dump(OrderedDict(policy="MultiInputPolicy")))
+        assert len(evaluate(*load_run(tmp_path), n_games=2)) == 2
+    finally:
+        gym.registry.pop("BitFlipping-v0")
 
 
 def test_a_run_of_rl_zoo_is_drawn_and_filmed(untrained):

@@ -147,6 +147,9 @@ def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
         def __init__(self, algo, config=None):
             self.algo, self.config, self.vec_env_class = algo, config, None
 
+        def objective(self, trial):
+            return self.specified_callbacks
+
     original = ExperimentManager.__init__
 
     @functools.wraps(original)
@@ -159,6 +162,24 @@ def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
         assert ExperimentManager("rainbow", "hessel").config == str(hyperparams_path("hessel"))
         assert ExperimentManager("dqn").config is None
     assert ExperimentManager.__init__.__wrapped__ is wrapped
+
+
+def test_trials_of_a_search_share_no_checkpoints():
+    class ExperimentManager:
+        def __init__(self, algo):
+            self.algo, self.vec_env_class = algo, None
+
+        def objective(self, trial):
+            return self.specified_callbacks
+
+    zoo.PATCHES["rl_zoo3.exp_manager"](SimpleNamespace(ExperimentManager=ExperimentManager))
+    checkpoints = {"sb3_rainbow.checkpoint.ResumableCheckpointCallback": {"save_freq": 10, "folder": "c", "resume": True}}
+    other = {"sb3_rainbow.callbacks.FewerSteps": {"n_steps": 1, "after": 0.5}}
+    manager = ExperimentManager("rainbow")
+    for given, kept in ((checkpoints, []), ([other, checkpoints], [other]), (other, [other]), (None, [])):
+        manager.specified_callbacks = given
+        for _ in range(2):
+            assert manager.objective(None) == kept
 
 
 def test_a_name_that_somebody_else_has_taken_in_rl_zoo_is_left_to_them():

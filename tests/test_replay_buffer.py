@@ -360,6 +360,15 @@ def test_pictures_in_colours_are_not_estimated_as_stacks(shape):
     assert abs(buffer.nbytes - estimate) < 0.02 * estimate
 
 
+def test_what_looks_like_a_stack_and_is_none_is_counted_once_it_is_seen():
+    space = spaces.Box(0, 255, (4, 20, 20), np.uint8)
+    buffer = PrioritizedNStepReplayBuffer(100, space, ACTIONS, "cpu")
+    pictures = np.random.default_rng(0).integers(0, 255, (131, 1, 4, 20, 20), dtype=np.uint8)
+    for obs, next_obs in itertools.pairwise(pictures):
+        buffer.add(obs, next_obs, np.zeros(1), np.zeros(1), np.zeros(1), [{}])
+    assert buffer.size_gib * 2**30 == pytest.approx(buffer.nbytes, rel=0.02)
+
+
 @pytest.mark.parametrize(("argument", "value"), [("n_envs", 0), ("n_stack", -2), ("episode_length", 0), ("buffer_size", 0)])
 def test_an_estimate_of_what_cannot_be_is_refused(argument, value):
     with pytest.raises(ValueError, match=f"^{argument}={value}: must be"):

@@ -176,6 +176,11 @@ def test_open_episodes_can_be_kept_open(tmp_path):
         ({"n_steps": 5}, 1, "n_steps=3 in the replay buffer loaded: must be 5"),
         ({"gamma": 0.5}, 1, "gamma=0.99 in the replay buffer loaded: must be 0.5"),
         ({"alpha": 0.25}, 1, "alpha=0.5 in the replay buffer loaded: must be 0.25"),
+        (
+            {"replay_buffer_kwargs": {"weight_norm": "memory"}},
+            1,
+            "weight_norm=batch .* loaded: must be memory",
+        ),
     ],
     ids=str,
 )

@@ -1,7 +1,7 @@
 """Workers that die or hang are named, and a training in worker processes is resumed exactly."""
 
 import gc
-import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import time
@@ -45,6 +45,8 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
     os.kill(env.processes[1].pid, signal.SIGKILL)
     with pytest.raises(WorkerError, match=rf"worker 1 \(process {env.processes[1].pid}\) died with the exit code -9"):
         model.learn(200, reset_num_timesteps=False)
+    with pytest.raises(WorkerError, match="worker 1 "):  # not the answer to the step before
+        env.get_attr("spec", indices=0)
     start = time.monotonic()
     env.close()
     assert time.monotonic() - start < 5
@@ -67,6 +69,22 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     env.close()
     assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
+
+
+def test_time_in_which_this_process_was_stopped_does_not_count(monkeypatch):
+    env = make_env(timeout=2)
+    env.reset()
+    waits = []
+
+    def wait(ends, timeout):
+        """The first time as after a stop: all the time is over, and nobody has answered."""
+        waits.append(timeout)
+        return [] if len(waits) == 1 else multiprocessing.connection.wait(ends, timeout)
+
+    monkeypatch.setattr(subproc, "wait", wait)
+    env.step([0, 0])
+    assert waits[0] < 2
+    env.close()
 
 
 def test_an_environment_that_is_dropped_ends_its_workers():

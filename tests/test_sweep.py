@@ -586,6 +586,7 @@ def test_what_is_wrong_with_a_suite_is_said_before_anything_starts(tmp_path, cha
         ("{envs: {CartPole-v1: 10}, seeds: [0]}", [], "suite: algorithms=None: must be given"),
         (yaml.safe_dump(SEARCH | {"search": {"sampler": "grid"}}), [], "sampler='grid': must be one of 'random', 'tpe'"),
         (yaml.safe_dump(SEARCH | {"search": {"n_evaluations": 0}}), [], "n_evaluations=0: must be an integer, at least 1"),
+        (yaml.safe_dump(SEARCH | {"workers": 9}), [], "workers=9: are more than trials=8"),
         ("{a: {}, b: {}}", ["--suite", "c"], "suite='c': must be one of 'a', 'b'"),
         (yaml.safe_dump(TWO), ["--only", "nothing"], "only='nothing': no run of suite is called so"),
         (yaml.safe_dump(TWO), ["--jobs", "0"], "jobs=0: must be an integer, at least 1"),

@@ -37,6 +37,15 @@ def model_with_data(n: int = 60, **kwargs) -> RainbowDQN:
     return model
 
 
+def test_one_number_for_each_transition_is_no_matrix_of_them():
+    model = model_with_data(noisy=False, n_steps=3)
+    batch = model.replay_buffer.sample(16, beta=0.4)
+    flat = batch._replace(weights=batch.weights[:, 0], discounts=batch.discounts[:, 0])
+    assert th.equal(model.td_errors(flat), model.td_errors(batch))
+    losses = [model._backward(samples)[2][0] for samples in (flat, batch)]
+    assert losses[0] == losses[1]
+
+
 def dense(x, prefix, parameters, noise, n_layers):
     """One stream, from the bare parameters and noise vectors."""
     for i in range(n_layers):

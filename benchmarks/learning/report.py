@@ -9,6 +9,7 @@ Precipice"), ``curves`` and, if the suite has a reference, ``aggregate`` (PNG an
 """
 
 import argparse
+import csv
 import json
 import math
 import shlex
@@ -43,6 +44,15 @@ def scores_of(run: Run) -> np.ndarray:
     return np.loadtxt(run.folder / "scores.csv", skiprows=1, ndmin=1)
 
 
+def episodes_of(run: Run) -> np.ndarray:
+    """
+    :param run: one that has ended
+    :return: ``[n_episodes, 3]``: agent steps at the end of each episode while training, its return, seconds; none is no error
+    """
+    with (run.folder / "curve.csv").open() as file:
+        return np.array(list(csv.reader(file))[1:], float).reshape(-1, 3)
+
+
 def interval_of_mean(games: Sequence[np.ndarray]) -> tuple[float, float]:
     """
     By bootstrap of both, seeds and their games. Of one seed it tells how sure its own mean is, not the algorithm's.
@@ -64,7 +74,7 @@ def curve(run: Run) -> np.ndarray:
     :param run: one that has ended
     :return: ``[POINTS]``: mean return of the episodes that ended in each stretch of the training; where none did, as before
     """
-    episodes = np.loadtxt(run.folder / "curve.csv", delimiter=",", skiprows=1, ndmin=2)
+    episodes = episodes_of(run)
     stretch = np.minimum(episodes[:, 0] * POINTS // (run.steps + 1), POINTS - 1).astype(int)
     means = np.full(POINTS, np.nan)
     for i in np.unique(stretch):
@@ -257,7 +267,7 @@ def provenance(runs: Sequence[Run], command: str) -> str:
     """
     manifests: list[dict[str, Any]] = [json.loads((run.folder / "manifest.json").read_text()) for run in runs]
     # Of the curve: a manifest's begin with RL Zoo
-    hours = sum(float((run.folder / "curve.csv").read_text().rsplit(",", 1)[1]) for run in runs) / 3600
+    hours = sum(episodes_of(run)[-1:, 2].sum() for run in runs) / 3600
     each = sorted({f"{manifest.get('num_cpus', 1):g}" for manifest in manifests})
     cores = "one core" if each == ["1"] else f"{' or '.join(each)} cores"
     commits = sorted({manifest["commit"][:10] + ("+" if manifest["dirty"] else "") for manifest in manifests})

@@ -201,7 +201,7 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     if isinstance(target, Enum):
         return {"!": "enum", "of": target.name}
     if isinstance(target, SETTINGS):
-        return {"!": "skip"}
+        return {"!": "skip", "name": getattr(target, "__qualname__", "")}
     if target is None or type(target) in (bool, int, float, str, bytes) or isinstance(target, np.generic):
         return encode(target, arrays, path)
     if id(target) in memo:
@@ -255,13 +255,13 @@ def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, st
     return {"!": "view", "of": encode_object(base, arrays, f"{path}.base", memo)} | node
 
 
-def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str, Any] | None = None) -> Any:
+def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str | int, Any] | None = None) -> Any:
     """
     :param target: an object set up like the one that was stored. Objects are changed in place, data is made anew
     :param node: what ``encode_object`` returned
     :param arrays: what it put there
     :param path: where the object is
-    :param memo: what was restored before, by path
+    :param memo: what was restored before, by path; where, by the ``id`` of what was changed in place
     :return: what belongs in the target's place
     :raises ValueError: if the target is not like the object that was stored
     """
@@ -269,6 +269,10 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
     kind = node.get("!") if isinstance(node, dict) else None
     if kind == "ref":
         return memo[node["of"]]
+    if kind in ("object", "ale", "state_dict") and memo.setdefault(id(target), path) != path:
+        if kind != "object":
+            raise ValueError(f"{path} is {memo[id(target)]}: in the checkpoint they are two")
+        target = copy.copy(target)
     value = target
     if kind == "object":
         _check_class(target, node, path)
@@ -277,32 +281,46 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
             vars(target)[name] = restore_object(vars(target).get(name), child, arrays, f"{path}.{name}", memo)
     elif kind == "items":
         value = _restore_items(target, node, arrays, path, memo)
-    elif kind == "enum":
-        if not isinstance(target, Enum):
-            raise ValueError(f"{path} is {target!r}: in the checkpoint it is of an enumeration")
-        value = type(target)[node["of"]]
-    elif kind == "random":
-        version, internal, gauss = decode(node["of"], arrays)
-        value = random.Random()
-        value.setstate((version, tuple(internal), gauss))
-    elif kind == "ale":
-        from ale_py import ALEState
-
-        target.restoreState(ALEState(decode(node["of"], arrays)))
-    elif kind == "state_dict":
-        target.load_state_dict(copy.deepcopy(decode(node["of"], arrays)))  # not the file's memory
     elif kind == "view":
         base = restore_object(None, node["of"], arrays, f"{path}.base", memo)
         value = np.ndarray(node["shape"], node["dtype"], base, node["offset"], node["strides"])
-    elif kind == "array":
-        value = np.array(arrays[node["of"]])  # not the file's memory: it goes on changing
-    elif kind != "skip":
-        value = decode(node, arrays)
+    else:
+        value = _restore_leaf(target, node, arrays, path)
     memo[path] = value
     return value
 
 
-def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str, Any]) -> Any:
+def _restore_leaf(target: Any, node: Json, arrays: Arrays, path: str) -> Any:
+    """What has no objects in it that could be elsewhere, too."""
+    kind = node.get("!") if isinstance(node, dict) else None
+    if kind == "enum":
+        if not isinstance(target, Enum):
+            raise ValueError(f"{path} is {target!r}: in the checkpoint it is of an enumeration")
+        return type(target)[node["of"]]
+    if kind == "skip":
+        name = getattr(target, "__qualname__", "")
+        if node.get("name", name) != name:  # the first checkpoints do not tell it
+            raise ValueError(f"{path} is {target!r}: in the checkpoint it is {node['name']}")
+        return target
+    if kind == "random":
+        version, internal, gauss = decode(node["of"], arrays)
+        value = random.Random()
+        value.setstate((version, tuple(internal), gauss))
+        return value
+    if kind == "ale":
+        from ale_py import ALEState
+
+        target.restoreState(ALEState(decode(node["of"], arrays)))
+        return target
+    if kind == "state_dict":
+        target.load_state_dict(copy.deepcopy(decode(node["of"], arrays)))  # not the file's memory
+        return target
+    if kind == "array":
+        return np.array(arrays[node["of"]])  # not the file's memory: it goes on changing
+    return decode(node, arrays)
+
+
+def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dict[str | int, Any]) -> Any:
     """A list, tuple, deque, dict, or what is derived from them: made anew, but for the objects in it."""
     plain: dict[str, Any] = {"list": list, "tuple": tuple, "dict": dict, "deque": deque}
     kind = plain.get(node["class"], type(target))

@@ -422,8 +422,8 @@ def _env_state(env: VecEnv | None, arrays: Arrays) -> Json:
         return {"unreadable": "the model has no environment"}
     try:
         state = encode_object(env, found, "env")
-    except Unencodable as error:
-        return {"unreadable": str(error)}
+    except Exception as error:  # of a state_dict() of theirs, say
+        return {"unreadable": str(error) if isinstance(error, Unencodable) else f"{type(error).__name__}: {error}"}
     arrays |= found
     return {"state": state}
 

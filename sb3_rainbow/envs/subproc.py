@@ -1,7 +1,6 @@
 """SB3's SubprocVecEnv, whose workers may die or hang."""
 
 import contextlib
-import math
 import time
 import weakref
 from collections.abc import Callable
@@ -19,6 +18,8 @@ from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, encode_object, 
 CLOSING = 3.0
 #: Seconds that a worker may take to start and to make its environment, or the timeout if that is longer
 STARTING = 60.0
+#: Seconds of one wait for an answer. Clocks go on while this process is stopped, by which no more than one may be lost
+SPELL = 1.0
 
 
 class WorkerError(RuntimeError):
@@ -30,41 +31,43 @@ class _Remote:
 
     def __init__(self, connection: Any, owner: Any, number: int, timeout: float) -> None:
         # Not a cycle: an environment that is dropped ends its workers at once
-        self._connection, self._owner, self._number = connection, weakref.proxy(owner), number
+        self._owner: Any = weakref.proxy(owner)
+        self.connection, self._number = connection, number
         self.timeout = timeout
-        self._error: WorkerError | None = None
 
     def send(self, message: Any) -> None:
-        if self._error is not None:  # a late answer would be taken for that to this message
-            raise self._error
+        if self._owner._error is not None:  # an answer that nobody took would be taken for that to this message
+            raise self._owner._error
         try:
-            self._connection.send(message)
+            self.connection.send(message)
         except OSError as error:
             raise self._died() from error
 
     def recv(self) -> Any:
         # The other end may live on in forked workers, so a death alone does not close the pipe
-        ends = [self._connection, self._process.sentinel]
+        ends = [self.connection, self._process.sentinel]
         try:
-            ready = wait(ends, None if math.isinf(self.timeout) else self.timeout)
-            if self._connection in ready:
-                return self._connection.recv()
+            ready: list[Any] = []
+            left = self.timeout
+            while not ready and left > 0:
+                ready = wait(ends, min(SPELL, left))
+                left -= SPELL
+            if self.connection in ready:
+                return self.connection.recv()
         except (EOFError, OSError) as error:
             raise self._died() from error
         if ready:
             raise self._died()
-        self._error = WorkerError(
-            f"worker {self._number} (process {self._process.pid}) did not answer for {self.timeout:g} s; "
-            "a longer timeout can be set by SubprocVecEnv(..., timeout=...)"
+        raise self._failed(
+            f"did not answer for {self.timeout:g} s; a longer timeout can be set by SubprocVecEnv(..., timeout=...)"
         )
-        raise self._error
 
     def close(self) -> None:
-        self._connection.close()
+        self.connection.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a new worker is given, to close it there: the end itself."""
-        return _itself, (self._connection,)
+        return _itself, (self.connection,)
 
     @property
     def _process(self) -> Any:
@@ -72,10 +75,14 @@ class _Remote:
 
     def _died(self) -> WorkerError:
         self._process.join(CLOSING)
-        return WorkerError(
-            f"worker {self._number} (process {self._process.pid}) died with the exit code {self._process.exitcode}: "
-            "negative ones are signals, and the worker's own error is printed above"
+        code = self._process.exitcode
+        return self._failed(
+            f"died with the exit code {code}: negative ones are signals, and the worker's own error is printed above"
         )
+
+    def _failed(self, how: str) -> WorkerError:
+        error = self._owner._error = WorkerError(f"worker {self._number} (process {self._process.pid}) {how}")
+        return error
 
 
 def _itself(connection: Any) -> Any:
@@ -156,6 +163,9 @@ class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
     :raises WorkerError: if a worker died or did not answer; those that live have been ended
     """
 
+    #: Of the first worker that failed: from then on there is no other answer than this
+    _error: WorkerError | None = None
+
     def __init__(
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, timeout: float = 60.0
     ) -> None:
@@ -184,8 +194,8 @@ class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
         if self.closed:
             return
         for remote in self.remotes:
-            with contextlib.suppress(WorkerError):
-                remote.send(("close", None))
+            with contextlib.suppress(OSError):
+                remote.connection.send(("close", None))
         deadline = time.monotonic() + CLOSING
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))

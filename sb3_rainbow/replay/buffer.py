@@ -92,7 +92,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         self.n_steps, self.gamma, self.alpha, self.weight_norm = n_steps, gamma, alpha, weight_norm
         self._action_dtype = _action_dtype(action_space)
         if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
-            fits = self.device.type == "cuda" and self.size_gib * 2**30 <= 0.9 * available_memory(self.device)
+            needed = self.estimate_memory(buffer_size, observation_space, action_space, n_envs)
+            fits = self.device.type == "cuda" and needed <= 0.9 * available_memory(self.device)
             storage_device = self.device if fits else "cpu"
         self._allocate(get_device(storage_device), seed)
 
@@ -149,7 +150,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     def size_gib(self) -> float:
         """Memory of the full buffer in GiB, estimated for long episodes."""
         n_leaves = self.buffer_size * self.n_envs
-        return self.estimate_memory(n_leaves, self.observation_space, self.action_space, self.n_envs) / 2**30
+        return (self._observations.estimate_memory() + n_leaves * _bytes_per_leaf(self.action_space)) / 2**30
 
     @property
     def arrays(self) -> list[Array]:
@@ -194,8 +195,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :raises MemoryError: if it will not fit, by the first call or when it grows; it says what is needed and what there is
         """
         action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
-        reward = as_shape("reward", reward, _FLOAT32, (self.n_envs,))
-        done = as_shape("done", done, _BOOL, (self.n_envs,))
+        reward, done = as_shape("reward", reward, _FLOAT32, (self.n_envs,)), as_shape("done", done, _BOOL, (self.n_envs,))
         entries = self._observations.to_entries("obs", obs)
         next_entries = self._observations.to_entries("next_obs", next_obs)
         if len(infos) != self.n_envs:

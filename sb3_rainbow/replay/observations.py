@@ -74,12 +74,14 @@ class ObservationStore:
         self, stacks: Stacks | None = None, n_stack: int | None = None, episode_length: float = math.inf
     ) -> int:
         """
-        :param stacks: axis and depth of image entries, as far as they are known
+        :param stacks: axis and depth of image entries, as far as they are known; None for those that are stored
         :param n_stack: depth of the others; None for what the channels suggest
         :param episode_length: mean length of an episode, in steps
         :return: bytes of a full store
         """
-        stacks = stacks or {}
+        if stacks is None:
+            frames = {key: store for key, store in self._stores.items() if isinstance(store, FrameStore)}
+            stacks = {key: (store.stack_axis, store.n_stack) for key, store in frames.items()}
         total = 0
         for key, (shape, dtype) in self._entries.items():
             nbytes = math.prod(shape) * dtype.itemsize

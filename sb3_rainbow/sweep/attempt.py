@@ -161,8 +161,10 @@ def _git(*arguments: str) -> str:
     """What git says of the checkout that this file belongs to; nothing if it is none of git's."""
     command = ["git", "-C", str(Path(__file__).parent)]
     try:
-        if subprocess.run([*command, "ls-files", "--error-unmatch", __file__], capture_output=True).returncode:
+        # Not this process's input: on Windows another thread's read of it would hold up git
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        if subprocess.run([*command, "ls-files", "--error-unmatch", __file__], **options).returncode:
             return ""
-        return subprocess.run([*command, *arguments], capture_output=True, text=True).stdout.strip()
+        return subprocess.run([*command, *arguments], **options).stdout.strip()
     except OSError:
         return ""

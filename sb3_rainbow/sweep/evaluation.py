@@ -12,6 +12,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_rainbow.arguments import WITHOUT_REPLAY
+
 
 class EpsilonGreedy:
     """
@@ -104,8 +106,7 @@ def load_run(run: Path, seed: int = 0, vec_env_wrapper: bool = True, **env_kwarg
         env_kwargs=(args["env_kwargs"] or configured or {}) | env_kwargs,
         should_render=False,
     )
-    # No memory for a replay that is not used
-    return ALGOS[args["algo"]].load(run / f"{name}.zip", buffer_size=1), env
+    return ALGOS[args["algo"]].load(run / f"{name}.zip", **WITHOUT_REPLAY), env
 
 
 def write_scores(scores: list[float], path: Path) -> None:

@@ -191,6 +191,8 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     if kind == "optimize":
         for key, low in (("trials", 1), ("workers", 1), ("seed", 0)):
             check_integer(f"{name}: {key}", suite[key], low)
+        if suite["workers"] > suite["trials"]:
+            raise ValueError(f"{name}: workers={suite['workers']}: are more than trials={suite['trials']}")
         _check_search(f"{name}: search", suite["search"])
         if not isinstance(suite["storage"], str):
             raise ValueError(
