@@ -23,10 +23,10 @@ train: .venv/ready
 test: .venv/ready check-codestyle type pytest
 
 pytest: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -s
+	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile default -m slow -s
 
 # Kills, full disks, memory: the long forms of what the tests try a few times
 soak: .venv/ready

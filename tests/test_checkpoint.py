@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from resumable_training import fingerprint, make_env, make_model
+from resumable_training import fingerprint, halves, make_env, make_model
 from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -47,14 +47,14 @@ def start(mode: str, folder: Path, steps: int = 400, *games: str) -> subprocess.
 
 def run(*args) -> list[str]:
     process = start(*args)
-    output, errors = process.communicate()
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output.splitlines()[-1].split()
 
 
 def test_two_halves_in_two_processes_equal_the_whole(tmp_path):
     games = ["cartpole-1", "cartpole-4", "breakout-1", "breakout-4"]
-    whole = run("whole", tmp_path, 320, *games)
+    whole = [halves("whole", tmp_path, 320, game, int(n_envs)) for game, n_envs in (each.split("-") for each in games)]
     assert run("first half", tmp_path, 320, *games) != whole
     assert run("second half", tmp_path, 320, *games) == whole
     assert len(set(whole)) == len(games)
@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_eight_times_ends_as_if_it_had_not(tmp_path):
 
 
 def kills(folder: Path, n_kills: int) -> None:
-    steps = 400 * n_kills
+    steps = 800 * n_kills
     generator = random.Random(0)
     for _ in range(n_kills):
         seen = checkpoints(folder)[-1:]
@@ -128,7 +128,9 @@ def kills(folder: Path, n_kills: int) -> None:
         while checkpoints(folder)[-1:] == seen:  # it has gone on a little
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
-        time.sleep(generator.random() / 5)
+        # Names begin with the step
+        assert not seen or checkpoints(folder)[-1].name > seen[0].name, "it began anew"
+        time.sleep(generator.random() / 20)
         process.kill()
         process.communicate()
     assert run("resume", folder, steps) == run("whole", folder, steps, "cartpole-1")
@@ -149,10 +151,14 @@ def interrupt_saves(folder: Path, times: int) -> None:
     for i in range(times):
         # A fork: it saves what this process has, and starts in no time
         process = multiprocessing.get_context("fork").Process(target=save_for_ever, args=(model, folder))
+        seen = checkpoints(folder)[-1:]
         process.start()
-        time.sleep(0.05 + generator.random() / 10)
+        deadline = time.monotonic() + 60
+        while checkpoints(folder)[-1:] == seen:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(generator.random() / 10)
         if i % 4 > 0:  # not so often between two saves
-            deadline = time.monotonic() + 60
             while not list(folder.glob(".writing*")):
                 assert time.monotonic() < deadline
             time.sleep(generator.random() / 100)
@@ -164,7 +170,7 @@ def interrupt_saves(folder: Path, times: int) -> None:
         assert model.num_timesteps >= before
         newest = max(int(path.name.split("_")[1]) for path in folder.glob("step_*"))
         assert newest - model.num_timesteps <= 1
-    assert model.num_timesteps > 100 + times
+    assert model.num_timesteps >= 100 + times
     assert interrupted > times / 4, "most were hit while they were writing"
 
 

@@ -171,6 +171,13 @@ def test_with_normalisation_and_on_the_cpu_there_is_no_graph():
         assert not model._uses_graph()
 
 
+def test_on_a_gpu_there_is_a_graph(monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.checks.check_cuda_graph", lambda *_: None)
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=100, cuda_graph=True)
+    model.device = th.device("cuda")
+    assert model._uses_graph()
+
+
 def test_no_update_is_no_update():
     model = filled()
     before = state_of(model)

@@ -33,8 +33,10 @@ def run(path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     ids=str,
 )
 def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
-    env = FakeImageEnv(4, 84, 84, 4, channel_first=True)
+    size = 36 if parts else 84
+    env = FakeImageEnv(4, size, size, 4, channel_first=True)
     model = RainbowDQN("CnnPolicy", env, sigma0=2.0, **parts)
+    model.q_net.reset_noise()  # until it is drawn, both weights are the same
     export_onnx(model, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"], "weights lie in a second file"
     for batch in (1, 2, 7):
@@ -46,7 +48,8 @@ def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
 
 
 def test_vectors_and_numbers_go_in_as_they_are(tmp_path):
-    model = RainbowDQN("MlpPolicy", "CartPole-v1")
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", sigma0=2.0)
+    model.q_net.reset_noise()
     export_onnx(model, tmp_path / "box.onnx")
     obs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     assert (run(tmp_path / "box.onnx", {"observation": obs}).argmax(1) == model.predict(obs, deterministic=True)[0]).all()

