@@ -7,8 +7,10 @@ from typing import Any
 
 #: Of ``load``, where nothing is going to be stored: no memory for a replay, and HER's would want the environment
 WITHOUT_REPLAY: dict[str, Any] = {
-    **{"buffer_size": 1, "optimize_memory_usage": False},
-    **{"replay_buffer_class": None, "replay_buffer_kwargs": {}},
+    "buffer_size": 1,
+    "optimize_memory_usage": False,
+    "replay_buffer_class": None,
+    "replay_buffer_kwargs": {},
 }
 
 

@@ -339,7 +339,7 @@ class RainbowDQN(DQN):
         """
         # Without n-step returns, the discount is that of one step
         discounts = getattr(replay_data, "discounts", None)
-        discounts = self.gamma if discounts is None else discounts.reshape(-1, 1)
+        discounts = self.gamma if discounts is None else th.as_tensor(discounts, device=self.device).reshape(-1, 1)
         head = self.q_net.head
         with th.no_grad():
             choosing = self._outputs(self.q_net, replay_data.next_observations, relative=True) if self.double_q else None

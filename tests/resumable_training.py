@@ -69,16 +69,21 @@ def halves(mode: str, folder: Path, steps: int, game: str, n_envs: int) -> str:
     return fingerprint(model.learn(steps, callback=half))
 
 
-def main(mode: str, folder: str, steps: str, *games: str) -> None:
+def all_halves(mode: str, folder: Path, steps: int, *games: str) -> list[str]:
     """:param games: such as ``cartpole-4``: the game, and how many environments"""
+    pairs = [game.split("-") for game in games]
+    return [halves(mode, folder, steps, game, int(n_envs)) for game, n_envs in pairs]
+
+
+def main(mode: str, folder: str, steps: str, *games: str) -> None:
+    """:param games: see ``all_halves``"""
     th.set_num_threads(1)
     if mode == "resume":  # as often as it is killed
         model = make_model("cartpole", 1)
         model.learn(int(steps), callback=ResumableCheckpointCallback(40, folder, resume=True))
         print(fingerprint(model))
     else:
-        hashes = [halves(mode, Path(folder), int(steps), game.split("-")[0], int(game.split("-")[1])) for game in games]
-        print(*hashes)
+        print(*all_halves(mode, Path(folder), int(steps), *games))
 
 
 if __name__ == "__main__":

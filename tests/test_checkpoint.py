@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from resumable_training import fingerprint, halves, make_env, make_model
+from resumable_training import all_halves, fingerprint, make_env, make_model
 from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -54,7 +54,7 @@ def run(*args) -> list[str]:
 
 def test_two_halves_in_two_processes_equal_the_whole(tmp_path):
     games = ["cartpole-1", "cartpole-4", "breakout-1", "breakout-4"]
-    whole = [halves("whole", tmp_path, 320, game, int(n_envs)) for game, n_envs in (each.split("-") for each in games)]
+    whole = all_halves("whole", tmp_path, 320, *games)
     assert run("first half", tmp_path, 320, *games) != whole
     assert run("second half", tmp_path, 320, *games) == whole
     assert len(set(whole)) == len(games)

@@ -145,7 +145,9 @@ def test_the_small_network_refuses_what_it_cannot_see():
     assert small.q_net(th.zeros(3, 1, 25, 49, dtype=th.uint8)).shape == (3, 6)
 
 
-def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
+def manager_of_rl_zoo() -> type:
+    """What the hook changes in RL Zoo, to be changed once in every test."""
+
     class ExperimentManager:
         def __init__(self, algo, config=None):
             self.algo, self.config, self.vec_env_class = algo, config, vec_env.SubprocVecEnv
@@ -153,6 +155,11 @@ def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
         def objective(self, trial):
             return self.specified_callbacks
 
+    return ExperimentManager
+
+
+def test_another_plug_in_that_has_wrapped_rl_zoo_first_is_no_obstacle():
+    ExperimentManager = manager_of_rl_zoo()
     original = ExperimentManager.__init__
 
     @functools.wraps(original)
@@ -185,13 +192,7 @@ def test_what_a_trial_has_stored_trains():
 
 
 def test_trials_of_a_search_share_no_checkpoints():
-    class ExperimentManager:
-        def __init__(self, algo):
-            self.algo, self.vec_env_class = algo, None
-
-        def objective(self, trial):
-            return self.specified_callbacks
-
+    ExperimentManager = manager_of_rl_zoo()
     zoo.PATCHES["rl_zoo3.exp_manager"](SimpleNamespace(ExperimentManager=ExperimentManager))
     checkpoints = {"sb3_rainbow.checkpoint.ResumableCheckpointCallback": {"save_freq": 10, "folder": "c", "resume": True}}
     other = {"sb3_rainbow.callbacks.FewerSteps": {"n_steps": 1, "after": 0.5}}

@@ -49,7 +49,7 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
         env.get_attr("spec", indices=0)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
     assert load(tmp_path).num_timesteps == 80
 
 
@@ -62,12 +62,12 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
         env.step([0, 0])
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
     with pytest.raises(WorkerError, match="worker 0"):  # not a late answer, as that of now
         env.step([0, 0])
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
 
 
@@ -126,7 +126,7 @@ def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkey
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 0 .* did not answer for 2 s"):
         SubprocVecEnv([hangs, works], start_method, timeout=1)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 2 + subproc.CLOSING + 5
     assert set(multiprocessing.active_children()) <= before
 
 

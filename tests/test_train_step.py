@@ -44,6 +44,8 @@ def test_one_number_for_each_transition_is_no_matrix_of_them():
     assert th.equal(model.td_errors(flat), model.td_errors(batch))
     losses = [model._backward(samples)[2][0] for samples in (flat, batch)]
     assert losses[0] == losses[1]
+    one_for_all = batch._replace(discounts=th.full_like(batch.discounts, 0.5))
+    assert th.equal(model.td_errors(batch._replace(discounts=0.5)), model.td_errors(one_for_all))
 
 
 def dense(x, prefix, parameters, noise, n_layers):

@@ -11,6 +11,7 @@ del (
     test_training_in_subprocesses_saves,  # noqa: F821
     test_one_argument_trains_on_ales_own_threads,  # noqa: F821
     test_the_papers_settings_run_by_name,  # noqa: F821
+    test_other_settings_run_by_name,  # noqa: F821
     test_training_can_be_continued_with_its_replay_buffer,  # noqa: F821
     test_playing_needs_no_replay_memory,  # noqa: F821
     test_the_console_script_trains_and_plays,  # noqa: F821

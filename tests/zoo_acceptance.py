@@ -142,14 +142,27 @@ def test_one_argument_trains_on_ales_own_threads(install):
 def test_the_papers_settings_run_by_name(install):
     folder = install.folder / "preset"
     params = ["-n", 60, "--eval-freq", -1, "-f", folder, "-params", "buffer_size:1000", "learning_starts:50"]
-    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-conf", "low_budget", *params)
+    result = install.zoo("train", "--algo", "rainbow", "--env", ATARI, "-conf", "data_efficient", *params)
     assert result.code == 0, result.output
-    assert "FewerSteps" in (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
-    other = install.zoo("train", "--algo", "rainbow", "--env", "ALE/Breakout-v5", "-conf", "notebook", *params)
+    config = (folder / f"rainbow/{ATARI}_1/{ATARI}/config.yml").read_text()
+    assert "DataEfficientCnnPolicy" in config
+    other = install.zoo("train", "--algo", "rainbow", "--env", "ALE/Pong-v5", "-conf", "dopamine", *params)
     assert other.code == 0, other.output
-    for env in (ATARI, "ALE/Breakout-v5"):
+    for env in (ATARI, "ALE/Pong-v5"):
         played = install.zoo("enjoy", "--algo", "rainbow", "--env", env, "-f", folder, "--no-render", "-n", 20)
         assert played.code == 0, played.output
+
+
+@pytest.mark.parametrize(
+    ("name", "env", "own"), [("low_budget", ATARI, "FewerSteps"), ("notebook", "ALE/Breakout-v5", "AtariPreprocessing")]
+)
+def test_other_settings_run_by_name(install, name, env, own):
+    folder = install.folder / name
+    params = ["-n", 60, "--eval-freq", -1, "-f", folder, "-params", "buffer_size:1000", "learning_starts:50"]
+    result = install.zoo("train", "--algo", "rainbow", "--env", env, "-conf", name, *params)
+    assert result.code == 0, result.output
+    (config,) = folder.glob("rainbow/*/*/config.yml")
+    assert own in config.read_text()
 
 
 def test_training_can_be_continued_with_its_replay_buffer(install):

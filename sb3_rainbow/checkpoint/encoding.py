@@ -236,6 +236,21 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     return {"!": "object", "class": type(target).__qualname__, "of": encoded}
 
 
+def read_object(target: Any, path: str) -> tuple[Any, Any]:
+    """
+    :param target: an object as ``encode_object`` takes it, whose state may fail to be read, by an error of its own too
+    :param path: where it is
+    :return: its state and its arrays; or None, and why it cannot be read
+    """
+    arrays: Arrays = {}
+    try:
+        return encode_object(target, arrays, path), arrays
+    except Unencodable as error:
+        return None, str(error)
+    except Exception as error:  # of a state_dict() of theirs, say
+        return None, f"{type(error).__name__}: {error}"
+
+
 def _has_more_than_attributes(kind: type) -> bool:
     """Slots, or a base class in C."""
     slots = any(isinstance(value, MemberDescriptorType) for base in kind.__mro__ for value in vars(base).values())
@@ -285,14 +300,13 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
         base = restore_object(None, node["of"], arrays, f"{path}.base", memo)
         value = np.ndarray(node["shape"], node["dtype"], base, node["offset"], node["strides"])
     else:
-        value = _restore_leaf(target, node, arrays, path)
+        value = _restore_leaf(kind, target, node, arrays, path)
     memo[path] = value
     return value
 
 
-def _restore_leaf(target: Any, node: Json, arrays: Arrays, path: str) -> Any:
+def _restore_leaf(kind: str | None, target: Any, node: Json, arrays: Arrays, path: str) -> Any:
     """What has no objects in it that could be elsewhere, too."""
-    kind = node.get("!") if isinstance(node, dict) else None
     if kind == "enum":
         if not isinstance(target, Enum):
             raise ValueError(f"{path} is {target!r}: in the checkpoint it is of an enumeration")

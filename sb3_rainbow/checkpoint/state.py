@@ -26,6 +26,7 @@ from sb3_rainbow.checkpoint.encoding import (
     encode,
     encode_object,
     encode_space,
+    read_object,
     restore_object,
 )
 from sb3_rainbow.checkpoint.folder import (
@@ -417,13 +418,11 @@ def _set_generators(model: RainbowDQN, states: dict[str, Any]) -> None:
 
 
 def _env_state(env: VecEnv | None, arrays: Arrays) -> Json:
-    found: Arrays = {}
     if env is None:
         return {"unreadable": "the model has no environment"}
-    try:
-        state = encode_object(env, found, "env")
-    except Exception as error:  # of a state_dict() of theirs, say
-        return {"unreadable": str(error) if isinstance(error, Unencodable) else f"{type(error).__name__}: {error}"}
+    state, found = read_object(env, "env")
+    if state is None:
+        return {"unreadable": found}
     arrays |= found
     return {"state": state}
 

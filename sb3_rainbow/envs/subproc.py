@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv as SB3SubprocVecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_rainbow.arguments import check_number
-from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, encode_object, restore_object
+from sb3_rainbow.checkpoint.encoding import Arrays, Unencodable, read_object, restore_object
 
 #: Seconds that ``close`` waits for all workers before it kills them
 CLOSING = 3.0
@@ -89,15 +89,6 @@ def _itself(connection: Any) -> Any:
     return connection
 
 
-def _read_state(env: Any) -> tuple[Any, Arrays | str]:
-    """State as checkpoints store it, and its arrays; or None, and why it cannot be read."""
-    arrays: Arrays = {}
-    try:
-        return encode_object(env, arrays, "env"), arrays
-    except Exception as error:  # it would be the end of the worker
-        return None, str(error)
-
-
 def _write_state(env: Any, node: Any, arrays: Arrays) -> str:
     """Why it could not be done; empty if it was."""
     try:
@@ -117,7 +108,7 @@ def make_readable(env_fn: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.E
 
     def make() -> gym.Env[Any, Any]:
         env: Any = _patch_env(env_fn())
-        env.read_state = lambda: _read_state(env)
+        env.read_state = lambda: read_object(env, "env")
         env.write_state = lambda node, arrays: _write_state(env, node, arrays)
         return env
 
