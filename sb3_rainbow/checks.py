@@ -14,7 +14,7 @@ from sb3_rainbow.noisy import NOISY
 from sb3_rainbow.type_aliases import Samples
 
 #: Numbers up to here are safe in float32, which ends at 3e38
-MOST = 1e30
+LARGEST_NUMBER = 1e30
 #: What ``RainbowDQN`` passes on to its policy
 PARTS_OF_POLICY = ("dueling", "noisy", "sigma0", "n_atoms", "v_min", "v_max")
 
@@ -28,7 +28,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         if name in arguments:
             check_integer(name, arguments[name], 1)
     if not callable(arguments["learning_rate"]):
-        check_number("learning_rate", arguments["learning_rate"], 0, MOST)
+        check_number("learning_rate", arguments["learning_rate"], 0, LARGEST_NUMBER)
     check_integer("learning_starts", arguments["learning_starts"], 0)
     check_integer("gradient_steps", arguments["gradient_steps"], -1)
     train_freq = arguments["train_freq"]
@@ -42,7 +42,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_storage_device(arguments["storage_device"])
     for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
         check_number(name, arguments[name], 0, 1)
-    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1, low_open=True)
+    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1)
     check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
     for name in ("double_q", "dueling", "prioritized", "compile", "cuda_graph"):
         check_choice(name, arguments[name], (True, False))
@@ -50,19 +50,19 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("amp", arguments["amp"], (None, "bf16"))
     v_min, v_max = arguments["v_min"], arguments["v_max"]
     if v_min is not None or v_max is not None:  # else quantiles
-        check_number("v_min", v_min, -MOST, MOST)
-        check_number("v_max", v_max, -MOST, MOST)
+        check_number("v_min", v_min, -LARGEST_NUMBER, LARGEST_NUMBER)
+        check_number("v_max", v_max, -LARGEST_NUMBER, LARGEST_NUMBER)
         if v_min >= v_max:
             raise ValueError(f"v_min={v_min}: must be less than v_max={v_max}")
         if v_max - v_min < 1e-6 * arguments["n_atoms"] * max(abs(v_min), abs(v_max)):
             raise ValueError(f"v_max={v_max}: must be farther from v_min={v_min}, for float32 to tell the atoms apart")
     if arguments["sigma0"] is not None:
-        check_number("sigma0", arguments["sigma0"], 0, MOST, low_open=True)
+        check_number("sigma0", arguments["sigma0"], 0, LARGEST_NUMBER, low_open=True)
     _check_kinds(arguments)
 
 
 def _check_kinds(arguments: Mapping[str, Any]) -> None:
-    """Of what is no number."""
+    """Arguments that are not numbers: dicts, classes, the action space."""
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(arguments[name], Mapping | None):
             raise ValueError(f"{name}={arguments[name]!r}: must be a dict")
@@ -73,6 +73,17 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
     for name in PARTS_OF_POLICY:
         if name in (arguments["policy_kwargs"] or {}):
             raise ValueError(f"policy_kwargs={arguments['policy_kwargs']}: must not have {name!r}, an argument of RainbowDQN")
+
+
+def check_built_with(model: Any) -> None:
+    """
+    :param model: about to build its networks: for the first time, or as they were when it was saved
+    :raises ValueError: if ``load`` was to change an argument that decides what its parameters mean
+    """
+    for name, value in model._built_with.items():
+        given = getattr(model, name)
+        if given != value and (name, given) != ("sigma0", None):
+            raise ValueError(f"{name}={given!r}: must be {value!r}, as in the model that was saved")
 
 
 def check_amp(amp: str | None, device: th.device) -> None:
@@ -100,10 +111,12 @@ def check_other_replay(model: Any) -> None:
             f"elsewhere (replay_buffer_class={model.replay_buffer_class})"
         )
     # SB3's NStepReplayBuffer has a discount of its own, which its samples tell
-    own = inspect.signature(model.replay_buffer_class or ReplayBuffer).parameters.get("gamma")
-    if own is not None and "gamma" not in model.replay_buffer_kwargs and own.default != model.gamma:
-        message = f"gamma={model.gamma} has no effect with {model.replay_buffer_class}, whose own is {own.default}"
-        warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
+    own = inspect.signature(model.replay_buffer_class or ReplayBuffer).parameters
+    for name in ("gamma", "n_steps"):
+        given = getattr(model, name)
+        if name in own and name not in model.replay_buffer_kwargs and own[name].default != given:
+            message = f"{name}={given} has no effect with {model.replay_buffer_class}, whose own is {own[name].default}"
+            warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
 
 
 def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:

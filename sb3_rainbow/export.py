@@ -1,6 +1,8 @@
 """Export of the greedy policy to ONNX: ``python -m sb3_rainbow.export model.zip rainbow.onnx``."""
 
 import argparse
+import copy
+import warnings
 from pathlib import Path
 
 import torch as th
@@ -29,7 +31,8 @@ def export_onnx(model: RainbowDQN, path: str | Path) -> None:
     """
     Write the online network to an ONNX file. It takes raw observations (images as uint8, ``[batch, channels, height, width]``;
     the scaling is inside) in the input ``observation``, or for a dict space one input for each key, and gives the output
-    ``q_values``: ``[batch, n_actions]`` float32. The weights are the means, as for ``predict(deterministic=True)``.
+    ``q_values``: ``[batch, n_actions]`` float32. The weights are the means, as for ``predict(deterministic=True)``. What
+    ``VecNormalize`` does to observations is not in the file, and is left to you.
 
     :param model: a trained model
     :param path: the file; it is overwritten
@@ -45,23 +48,20 @@ def export_onnx(model: RainbowDQN, path: str | Path) -> None:
     # Two examples: a batch of one would be taken for a constant
     examples = tuple(th.stack([th.as_tensor(entry.sample()) for _ in range(2)]) for entry in entries)
     batch = th.export.Dim("batch")
-    was_training = model.q_net.training
-    device = model.policy.device
-    model.policy.to("cpu").set_training_mode(False)
-    try:
-        th.onnx.export(
-            _MeanQValues(model.q_net, keys).eval(),
-            examples,
-            str(path),
-            input_names=keys or ["observation"],
-            output_names=["q_values"],
-            dynamic_shapes=(tuple({0: batch} for _ in entries),),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-    finally:
-        model.policy.to(device).set_training_mode(was_training)
+    normalize = model.get_vec_normalize_env()
+    if normalize is not None and normalize.norm_obs:
+        warnings.warn("the file takes observations as VecNormalize gives them, not raw ones", UserWarning, stacklevel=2)
+    th.onnx.export(
+        _MeanQValues(copy.deepcopy(model.q_net).cpu(), keys).eval(),
+        examples,
+        str(path),
+        input_names=keys or ["observation"],
+        output_names=["q_values"],
+        dynamic_shapes=(tuple({0: batch} for _ in entries),),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """
 What the Q-network says of each action's return: its expected value, or its distribution, as probabilities of given returns
 (Bellemare et al. 2017, "A Distributional Perspective on Reinforcement Learning", C51 below) or as quantiles. Everything that
-differs between them is here.
+differs between them is here. Tensors are float32.
 """
 
 import torch as th

@@ -1,4 +1,4 @@
-"""The equations of the update, each one once: pure functions on tensors, without gradient tricks."""
+"""The equations of the update, each one once: pure functions. Tensors are float32 if not said otherwise."""
 
 import torch as th
 from torch.nn import functional as F

@@ -77,7 +77,7 @@ class NoisyLinear(nn.Module):
 
     def forward(self, x: th.Tensor, deterministic: bool) -> th.Tensor:
         """
-        :param x: ``[..., in_features]``
+        :param x: ``[..., in_features]`` float32, or bfloat16 under autocast
         :param deterministic: use the mean weights; else those under the noise drawn last
         :return: ``[..., out_features]``
         """

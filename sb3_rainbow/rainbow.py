@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.dqn.dqn import DQN
 
 from sb3_rainbow import checks, losses, policies
@@ -57,7 +58,7 @@ class RainbowDQN(DQN):
     :param learning_starts: environment steps before learning starts; actions are random until then
     :param batch_size: transitions in an update
     :param tau: coefficient of the soft update of the target network; 1 copies it
-    :param gamma: discount of one step
+    :param gamma: discount of one step; in a later change, ``replay_buffer.gamma`` is to be changed too
     :param train_freq: environment steps between trainings, or a tuple like ``(2, "episode")``
     :param gradient_steps: updates in each training; -1 for as many as there were environment steps
     :param replay_buffer_class: None for ``PrioritizedNStepReplayBuffer``, or SB3's own with ``prioritized=False, n_steps=1``.
@@ -184,6 +185,7 @@ class RainbowDQN(DQN):
         self.n_atoms, self.v_min, self.v_max = n_atoms, v_min, v_max
         self.storage_device, self.amp, self.compile, self.cuda_graph = storage_device, amp, compile, cuda_graph
         self._graph: CudaGraph | None = None
+        self._built_with: dict[str, Any] = {}
         if _init_setup_model:
             self._setup_model()
 
@@ -195,6 +197,7 @@ class RainbowDQN(DQN):
     def _setup_model(self) -> None:
         # Also after `load`, where every attribute may have been given anew
         checks.check_arguments(self.__dict__)
+        checks.check_built_with(self)
         checks.check_amp(self.amp, self.device)
         if not issubclass(self.policy_class, RainbowPolicy):
             names = ", ".join(map(repr, self.policy_aliases))
@@ -216,6 +219,7 @@ class RainbowDQN(DQN):
                 q_net.compile()
         self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs = given
         self.sigma0 = self.policy.sigma0
+        self._built_with = {name: getattr(self, name) for name in checks.PARTS_OF_POLICY}
 
     def _parts_of_policy(self) -> dict[str, Any]:
         parts: dict[str, Any] = {name: getattr(self, name) for name in checks.PARTS_OF_POLICY} | self.policy_kwargs
@@ -271,11 +275,11 @@ class RainbowDQN(DQN):
 
     def _update(self, batch_size: int) -> Update:
         buffer: Any = self.replay_buffer
-        beta = (self.beta,) if isinstance(buffer, PrioritizedNStepReplayBuffer) else ()
-        replay_data = buffer.sample(batch_size, self._vec_normalize_env, *beta)
+        beta = {"beta": self.beta} if isinstance(buffer, PrioritizedNStepReplayBuffer) else {}
+        replay_data = buffer.sample(batch_size, env=self._vec_normalize_env, **beta)
         td_errors, grad_norm, results = self._backward(replay_data)
         if results[2]:
-            # clip_grad_norm_ would multiply by 1 as well. Its 1e-6 counts: below it, the factor is 1
+            # As clip_grad_norm_, whose factor is max_grad_norm / (grad_norm + 1e-6), but at most 1: then nothing is multiplied
             if grad_norm + 1e-6 > self.max_grad_norm:
                 th.nn.utils.clip_grads_with_norm_(self.policy.parameters(), self.max_grad_norm, grad_norm)
             self.policy.optimizer.step()
@@ -367,11 +371,11 @@ class RainbowDQN(DQN):
         Actions for observations. Without ``deterministic`` they are greedy under newly drawn noise, and each environment's is
         random with probability ``exploration_rate``; so does RL Zoo evaluate on Atari.
 
-        :param observation: one observation, or one for each environment
+        :param observation: one, ``[*shape]``, or one for each environment, ``[n_envs, *shape]``
         :param state: not used
         :param episode_start: not used
         :param deterministic: greedy in the mean weights; draws no random number
-        :return: actions, and ``state``
+        :return: actions, int64: ``[]`` or ``[n_envs]``; and ``state``
         """
         if deterministic:
             return self.policy.predict(observation, state, episode_start, deterministic=True)
@@ -400,17 +404,6 @@ class RainbowDQN(DQN):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> SelfRainbowDQN:
-        """
-        Train. See SB3's ``DQN.learn``.
-
-        :param total_timesteps: environment steps to train for
-        :param callback: called at every step
-        :param log_interval: episodes between logs
-        :param tb_log_name: name of the run in TensorBoard
-        :param reset_num_timesteps: start counting steps at 0
-        :param progress_bar: show a progress bar
-        :return: the model
-        """
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(
@@ -427,22 +420,27 @@ class RainbowDQN(DQN):
             self.logger.record("replay/size_gib", buffer.size_gib)
         return result
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
-        SB3's. One that is stopped may end between a step and its storing: with our replay, the next resets the environments.
+        SB3's. A callback or an error may end it between a step and its storing: with our replay, the step at which a callback
+        stops is stored too, and after an error the next rollout resets the environments.
 
+        :param env: SB3's
+        :param callback: SB3's
         :param args: SB3's
         :param kwargs: SB3's
         :return: what was collected
         """
-        complete = False
+        ours = isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer)
         try:
-            rollout = super().collect_rollouts(*args, **kwargs)
-            complete = rollout.continue_training
+            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+            if ours and not rollout.continue_training:
+                step = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+                self._store_transition(*(callback.locals[name] for name in step))
             return rollout
-        finally:
-            if not complete and isinstance(self.replay_buffer, PrioritizedNStepReplayBuffer):
-                self._last_obs = None
+        except BaseException:
+            self._last_obs = None if ours else self._last_obs
+            raise
 
     def dump_logs(self) -> None:
         """Write the log: SB3's, and beta, the mean noise and the largest priority."""

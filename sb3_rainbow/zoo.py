@@ -43,14 +43,14 @@ def _register_config(module: ModuleType) -> None:
 
     @functools.wraps(initialise)
     def with_our_config(self: Any, *args: Any, **kwargs: Any) -> None:
-        arguments = inspect.signature(initialise).bind(self, *args, **kwargs)
-        if arguments.arguments.get("algo") == ALGO:
-            config = arguments.arguments.get("config") or ALGO
+        bound = inspect.signature(initialise).bind(self, *args, **kwargs)
+        if bound.arguments.get("algo") == ALGO:
+            config = bound.arguments.get("config") or ALGO
             if config in (ALGO, *PRESETS):
-                arguments.arguments["config"] = str(hyperparams_path(config))
-        initialise(*arguments.args, **arguments.kwargs)
+                bound.arguments["config"] = str(hyperparams_path(config))
+        initialise(*bound.args, **bound.kwargs)
         if self.algo == ALGO and self.vec_env_class is vec_env.SubprocVecEnv:
-            # Its workers may die, and be in a checkpoint. RL Zoo has no argument for a simulator that is slower than this
+            # Ours names a worker that died, and its environments can be in a checkpoint. RL Zoo has no argument for the time
             self.vec_env_class = functools.partial(SubprocVecEnv, timeout=600.0)
 
     objective = module.ExperimentManager.objective

@@ -50,7 +50,7 @@ class FromMinusOne(FakeImageEnv):
         ("gamma", 1.01),
         ("tau", -1),
         ("max_grad_norm", 0),
-        ("exploration_fraction", 0),
+        ("exploration_fraction", -0.1),
         ("exploration_initial_eps", 2),
         ("exploration_final_eps", -0.5),
         ("sigma0", 0.0),
@@ -114,6 +114,9 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             ValueError,
             r"features_extractor_kwargs=\{'features_dim': 256\}: NatureConvolutions has no linear layer, set net_arch",
         ),
+        ({"policy_kwargs": {"net_arch": [64, -3]}}, ValueError, "net_arch=-3: must be an integer, at least 1"),
+        ({"policy_kwargs": {"net_arch": [2.5]}}, ValueError, "net_arch=2.5: must be an integer, at least 1"),
+        ({"policy_kwargs": {"net_arch": {"pi": [64]}}}, ValueError, r"net_arch=\{'pi': \[64\]\}: must be a list"),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
         (
             {"storage_device": "cuda", "replay_buffer_class": NStepReplayBuffer},
@@ -134,6 +137,13 @@ def test_a_discount_that_the_replay_does_not_take_is_named():
     with pytest.warns(UserWarning, match=r"gamma=0.9 has no effect with .*NStepReplayBuffer.*, whose own is 0.99"):
         RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, **own)
     RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, replay_buffer_kwargs={"gamma": 0.9}, **own)  # warnings are errors
+
+
+def test_n_steps_that_the_replay_does_not_take_are_named():
+    own = {"replay_buffer_class": NStepReplayBuffer, "buffer_size": 50}
+    with pytest.warns(UserWarning, match=r"n_steps=10 has no effect with .*NStepReplayBuffer.*, whose own is 3"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=10, **own)
+    RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=10, replay_buffer_kwargs={"n_steps": 10}, **own)
 
 
 def test_the_wrong_policy_for_a_dict_space_is_sb3s_own_error():
@@ -220,9 +230,3 @@ def test_plain_dqn_really_is_poisoned_by_one_nan():
     model = DQN("MlpPolicy", Spoiled(gym.make("CartPole-v1"), reward=math.nan), learning_starts=20, buffer_size=100, seed=0)
     model.learn(400)
     assert any(p.isnan().any() for p in model.policy.parameters())
-
-
-def test_a_network_that_cannot_be_built_leaves_the_class_usable():
-    with pytest.raises((TypeError, ValueError, RuntimeError)):
-        RainbowDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [-3]})
-    assert RainbowDQN("MlpPolicy", "CartPole-v1").policy.action_space == spaces.Discrete(2)

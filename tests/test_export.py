@@ -1,11 +1,15 @@
 """ONNX files give the Q-values of the mean weights, from raw observations."""
 
+import warnings
+
 import numpy as np
 import onnxruntime
 import pytest
 import torch as th
 from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.export import export_onnx, main
@@ -45,6 +49,21 @@ def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
         with th.no_grad():
             np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)
         assert (q_values.argmax(1) == model.predict(obs, deterministic=True)[0]).all()
+
+
+def test_the_model_stays_where_it_is_and_normalised_observations_are_warned_of(tmp_path):
+    model = RainbowDQN("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")))
+    before = [tensor.data_ptr() for tensor in model.policy.state_dict().values()]
+    move, moves = model.policy.to, []
+    model.policy.to = lambda *args: moves.append(args) or move(*args)
+    with pytest.warns(UserWarning, match="observations as VecNormalize gives them"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not moves, "buffers on a GPU would be others afterwards, of which SB3 copies the statistics"
+    assert before == [tensor.data_ptr() for tensor in model.policy.state_dict().values()]
+    model.get_vec_normalize_env().norm_obs = False
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*VecNormalize")
+        export_onnx(model, tmp_path / "model.onnx")
 
 
 def test_vectors_and_numbers_go_in_as_they_are(tmp_path):

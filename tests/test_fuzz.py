@@ -26,7 +26,7 @@ ARGUMENTS = {
     "gradient_steps": ([1, 2, -1, 0], [-2, 1.5]),
     "n_steps": ([1, 3, 10, 300], [0, -1, 2.5]),
     "target_update_interval": ([1, 10, 1000], [0]),
-    "exploration_fraction": ([0.1, 1.0], [0.0, -1, 2]),
+    "exploration_fraction": ([0, 0.1, 1.0], [-1, 2]),
     "exploration_initial_eps": ([1.0, 0.0], [1.5]),
     "exploration_final_eps": ([0.05, 0.0], [-0.5]),
     "max_grad_norm": ([10, 0.1, math.inf], [0, -1, math.nan]),
@@ -74,7 +74,7 @@ def try_out(case: tuple[dict, list[str]]) -> None:
         assert all(parameter.isfinite().all() for parameter in model.policy.parameters())
 
 
-fuzz = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+fuzz = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @settings(fuzz, max_examples=25)

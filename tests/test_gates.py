@@ -1,6 +1,8 @@
 """Rules of the house that a reader cannot check at a glance: imports, documentation, comparisons that check nothing."""
 
 import ast
+import importlib
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +127,13 @@ def test_a_room_is_read_in_one_sitting():
     assert max(lengths.values()) <= 480, lengths
 
 
+def inherited(path: Path, name: str) -> str:
+    """What the class above says of a method, where that is documented once."""
+    module = importlib.import_module(f"sb3_rainbow.{room(path)}")
+    cls, method = name.split(".")
+    return inspect.getdoc(getattr(getattr(module, cls), method)) or ""
+
+
 def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, str]]:
     """Name, node and docstring of each public function and method; a constructor has the docstring of its class."""
 
@@ -137,7 +146,8 @@ def public_functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef, str]]:
             elif isinstance(node, ast.FunctionDef) and node.name == "__init__":
                 yield f"{prefix}__init__", node, class_doc
             elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                yield f"{prefix}{node.name}", node, ast.get_docstring(node) or ""
+                name = f"{prefix}{node.name}"
+                yield name, node, ast.get_docstring(node) or (inherited(path, name) if prefix else "")
 
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{path} has no docstring"

@@ -188,7 +188,7 @@ def test_what_a_trial_has_stored_trains():
     trial = optuna.create_study().ask()
     sampled = tuning.sample_rainbow_params(trial, 2, 1, {})
     assert tuning.convert_rainbow_params(trial.params) == sampled
-    RainbowDQN("MlpPolicy", "CartPole-v1", **sampled | {"buffer_size": 50})
+    RainbowDQN("MlpPolicy", "CartPole-v1", **sampled | {"buffer_size": 50, "learning_starts": 8}).learn(30)
 
 
 def test_trials_of_a_search_share_no_checkpoints():

@@ -1,19 +1,27 @@
-"""What the README shows is run, with fewer steps."""
+"""What the README shows is run, with fewer steps; what the other pages show is read."""
 
+import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
+
+from sb3_rainbow.envs import RayVecEnv
+from sb3_rainbow.sweep.suite import check_known, expand, read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/learning/results/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.S)
 
 
 def run(*command: str, folder: Path) -> str:
@@ -25,8 +33,8 @@ def run(*command: str, folder: Path) -> str:
 
 def test_the_python_examples_run_one_after_the_other(tmp_path):
     code = "\n".join(blocks("python"))
-    assert code.count("RainbowDQN(") == 3
-    assert code.count(".learn(") == 4
+    assert code.count("RainbowDQN(") == 4
+    assert code.count(".learn(") == 5
     shortened = re.sub(r"learn\([\d_]+\)", "learn(300)", code).replace("100_000", "1_000")
     shortened = re.sub(r"\b([14])_000\b(?!,\n    learning)", r"\g<1>00", shortened)
     run(sys.executable, "-c", shortened, folder=tmp_path)
@@ -58,9 +66,59 @@ def test_the_callback_goes_on_in_rl_zoo_where_it_was(tmp_path):
         assert own - 100 < steps <= own + 50
 
 
+def anchors(page: Path) -> set[str]:
+    """Names that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(page):
+    for name, anchor in re.findall(r"\]\((?!http)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        target = page.parent / name if name else page
+        assert target.exists(), name
+        assert not anchor or anchor in anchors(target), f"{name}#{anchor}"
+
+
+def test_suites_as_in_the_page_on_scale_are_taken(tmp_path):
+    suite, algorithm, search = blocks("yaml", (ROOT / "docs/scale.md").read_text())
+    more = suite.replace("seeds:", f"{algorithm}seeds:")
+    for text, n_runs in ((suite, 12), (more, 18), (search, 4)):
+        (tmp_path / "suite.yml").write_text(text)
+        name, settings = read(tmp_path / "suite.yml")
+        check_known(name, settings)
+        assert len(expand(name, settings, tmp_path)) == n_runs
+
+
+def test_environments_as_in_the_other_pages_are_made():
+    (ray,) = blocks("python", (ROOT / "docs/scale.md").read_text())
+    (arguments,) = re.findall(r"^vec_env_kwargs = (.*)$", ray, re.M)
+    inspect.signature(RayVecEnv).bind([], **yaml.safe_load(arguments))
+    (atari,) = blocks("python", (ROOT / "docs/speed.md").read_text())
+    names: dict = {}
+    exec(atari, names)
+    assert names["env"].reset().shape == (8, 4, 84, 84)
+    names["env"].close()
+
+
+@pytest.mark.parametrize("module", ["rl_zoo3.train", "rl_zoo3.enjoy", "sb3_rainbow.sweep"])
+def test_every_option_that_a_command_has_is_one(module, tmp_path):
+    known = re.findall(r"(?<![\w-])--?\w[\w-]*", run(sys.executable, "-m", module, "--help", folder=tmp_path))
+    commands = [
+        line
+        for page in PAGES
+        for block in blocks("sh", page.read_text())
+        for line in block.replace("\\\n", " ").splitlines()
+        if module in line
+    ]
+    assert commands
+    for command in commands:
+        own = shlex.split(command)[shlex.split(command).index(module) :]
+        for option in own:
+            assert not option.startswith("-") or option in known, command
+
+
 def test_every_file_and_target_it_names_is_there():
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / name).exists(), name
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"make ([\w-]+)", README):
         assert target in targets, target

@@ -1,11 +1,11 @@
 """With every part off, RainbowDQN is SB3's DQN, bit for bit; and the same seed gives the same run."""
 
-import hashlib
 import inspect
 
 import numpy as np
 import pytest
 import torch as th
+from resumable_training import fingerprint
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -16,17 +16,6 @@ from sb3_rainbow import RainbowDQN
 
 OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
 SETTINGS = {"learning_starts": 100, "target_update_interval": 50, "learning_rate": 1e-3, "policy_kwargs": {"net_arch": [32]}}
-
-
-def fingerprint(model: DQN) -> str:
-    """Hash of all parameters, of the optimiser's state, and of all that is stored."""
-    parameters = [p.detach().numpy() for p in model.policy.parameters()]
-    moments = [v.numpy() for state in model.policy.optimizer.state.values() for v in state.values()]
-    buffer = model.replay_buffer
-    stored = [buffer.observations, buffer.next_observations, buffer.actions, buffer.rewards, buffer.dones]
-    if hasattr(buffer, "_priorities"):
-        stored.append(buffer._priorities.leaves)
-    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in [*parameters, *moments, *stored])).hexdigest()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -208,7 +208,9 @@ def test_vecnormalize_trains_and_its_rewards_are_stored_raw(monkeypatch):
     model = RainbowDQN("MlpPolicy", env, learning_starts=50, seed=0).learn(200)
     assert set(np.unique(model.replay_buffer.rewards[:50])) == {1.0}
     seen, sample = [], model.replay_buffer.sample
-    monkeypatch.setattr(model.replay_buffer, "sample", lambda *args: seen.append(sample(*args)) or seen[-1])
+    monkeypatch.setattr(
+        model.replay_buffer, "sample", lambda *args, **kwargs: seen.append(sample(*args, **kwargs)) or seen[-1]
+    )
     model.train(3, 8)
     assert len(seen) == 3
     assert max(batch.rewards.max() for batch in seen) <= 0.3, "three times the largest normalised one"
@@ -364,6 +366,17 @@ class Clock(gym.Env):
     def step(self, action):
         self.t += 1
         return np.array([self.episode, self.t], np.float32), 1.0, self.t == 10, False, {}
+
+
+def test_after_a_callback_has_stopped_it_training_goes_on_where_it_was():
+    env = Monitor(Clock(), allow_early_resets=False)
+    stopped = RainbowDQN("MlpPolicy", env, learning_starts=1000, buffer_size=100, seed=0)
+    stopped.learn(1000, callback=ConvertCallback(lambda *_: stopped.num_timesteps != 15))
+    stopped.learn(25, reset_num_timesteps=False)
+    assert len(env.get_episode_lengths()) == 4
+    whole = RainbowDQN("MlpPolicy", Clock(), learning_starts=1000, buffer_size=100, seed=0).learn(40)
+    for name in ("observations", "next_observations", "dones", "timeouts"):
+        assert np.array_equal(getattr(stopped.replay_buffer, name)[:40], getattr(whole.replay_buffer, name)[:40])
 
 
 @pytest.mark.parametrize("stop", [10, 15, 20])

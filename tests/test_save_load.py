@@ -77,6 +77,21 @@ def test_settings_given_to_load_are_used_and_checked(tmp_path):
         RainbowDQN.load(tmp_path / "model", env=gym.make("MountainCar-v0"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("v_max", 10.0), ("n_atoms", 1), ("noisy", "independent"), ("dueling", False), ("sigma0", 5.0)]
+)
+def test_load_changes_nothing_that_the_parameters_were_learned_with(tmp_path, name, value):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", n_atoms=11, v_min=0, v_max=100, **SMALL)
+    model.save(tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=rf"^{name}={value!r}: must be {getattr(model, name)!r}, as in the model that was saved"
+    ):
+        RainbowDQN.load(tmp_path / "model", **{name: value})
+    same = RainbowDQN.load(tmp_path / "model", n_atoms=11, v_min=0.0, v_max=100.0, sigma0=None)
+    assert same.sigma0 == model.sigma0
+    assert predictions(same) == predictions(model)
+
+
 def test_a_model_loads_for_another_number_of_environments_and_none(tmp_path):
     model = RainbowDQN("MlpPolicy", "CartPole-v1", **SMALL).learn(50)
     model.save(tmp_path / "model")

@@ -37,6 +37,20 @@ def model_with_data(n: int = 60, **kwargs) -> RainbowDQN:
     return model
 
 
+class OfAUser(ReplayBuffer):
+    """As users write theirs: other arguments come before the one that SB3 gives by its name."""
+
+    def sample(self, batch_size, beta=0.4, *, env=None):
+        assert (batch_size, beta) == (32, 0.4)
+        assert env is None
+        return super().sample(batch_size, env=env)
+
+
+def test_a_replay_of_a_users_own_is_asked_as_sb3_asks_it():
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=OfAUser, buffer_size=100, learning_starts=50)
+    assert model.learn(60)._n_updates > 0
+
+
 def test_one_number_for_each_transition_is_no_matrix_of_them():
     model = model_with_data(noisy=False, n_steps=3)
     batch = model.replay_buffer.sample(16, beta=0.4)

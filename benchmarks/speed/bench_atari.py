@@ -14,7 +14,7 @@ from typing import Any
 import ale_py
 import gymnasium as gym
 import numpy as np
-from bench_replay import machine
+from machine import machine
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 from turns import spread

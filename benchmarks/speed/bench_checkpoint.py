@@ -15,8 +15,9 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1")
 import gymnasium as gym
-from bench_replay import SHAPE, Ours, Stream, fill, machine
+from bench_replay import SHAPE, Ours, Stream, fill
 from gymnasium import spaces
+from machine import machine
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint import load, save

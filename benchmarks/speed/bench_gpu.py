@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from bench_replay import machine
 from bench_update import make, updates
+from machine import machine
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
 

@@ -8,10 +8,8 @@ Transitions are random frames, stacked by four, in episodes of 400 steps; buffer
 
 import argparse
 import gc
-import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,23 +20,12 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import numpy as np
 import psutil
 import torch as th
+from machine import machine, versions
 from replay_peers import ACTIONS, PEERS, SHAPE, Contender, Ours
 
 HERE = Path(__file__).parent
 EPISODE = 400
 BATCH_SIZES = (32, 256, 512)
-PACKAGES = (
-    "sb3-rainbow",
-    "torch",
-    "numpy",
-    "stable-baselines3",
-    "sb3-contrib",
-    "ale-py",
-    "tianshou",
-    "torchrl",
-    "cpprb",
-    "pfrl",
-)
 
 
 class Stream:
@@ -162,25 +149,6 @@ def run_pair(peer: str, capacity: int, n_envs: int, rounds: int) -> dict[str, An
     }
     result["own_count"] = contenders["ours"].buffer.nbytes / capacity  # type: ignore[attr-defined]
     return result
-
-
-def versions() -> dict[str, str]:
-    """:return: of what was measured"""
-    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
-
-
-def machine() -> dict[str, Any]:
-    """:return: what the numbers were measured on"""
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch_cpu_capability": th.backends.cpu.get_cpu_capability(),
-        "versions": versions(),
-        "command": " ".join(["python", *sys.argv]),
-    }
 
 
 def ratio(result: dict[str, Any], operation: str) -> tuple[float, float, float]:

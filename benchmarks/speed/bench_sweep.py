@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
-from bench_replay import machine
+from machine import machine
 from tqdm import tqdm
 from turns import spread
 

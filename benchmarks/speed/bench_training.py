@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from bench_replay import machine
+from machine import machine
 from training_peers import CONTENDERS, PARTS, WARM_UP
 from turns import serve, spread, take_turns
 

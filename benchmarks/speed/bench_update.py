@@ -17,8 +17,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from bench_replay import machine
 from gymnasium import spaces
+from machine import machine
 from stable_baselines3 import DQN
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm

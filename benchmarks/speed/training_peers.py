@@ -272,7 +272,7 @@ class TianshouRainbow(SingleGame):
 
 
 def qr_dqn() -> Contender:
-    """:return: sb3-contrib's QR-DQN with RL Zoo's number of quantiles"""
+    """:return: sb3-contrib's QR-DQN with as many quantiles as Rainbow has atoms, or nearly"""
     from sb3_contrib import QRDQN
 
     return SB3Like(QRDQN, policy_kwargs={"n_quantiles": 50})

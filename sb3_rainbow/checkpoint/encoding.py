@@ -14,6 +14,7 @@ import numpy as np
 import torch as th
 from gymnasium import Space, spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.monitor import ResultsWriter
 
 Json = Any
@@ -34,8 +35,10 @@ NOT_STATE = {
     "HerReplayBuffer": ("env",),
     "Wrapper": ("_cached_spec", "_metadata"),
 }
-#: Classes are stored by name, and found again in these packages alone
-TRUSTED = ("torch", "stable_baselines3", "sb3_rainbow")
+#: Classes are stored by name, if they are of these kinds and defined in these packages: what others do with arguments from a
+#: file is not known
+TRUSTED = ("torch.nn.modules", "torch.optim", "stable_baselines3", "sb3_rainbow")
+KINDS_OF_CLASSES = (th.nn.Module, th.optim.Optimizer, ReplayBuffer)
 #: Functions of the progress that are data too. RL Zoo makes one of every learning rate
 SCHEDULES = (
     *(f"stable_baselines3.common.utils:{name}" for name in ("ConstantSchedule", "FloatSchedule", "LinearSchedule")),
@@ -86,7 +89,7 @@ def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
         return {"!": "dict", "of": pairs}
     if isinstance(value, np.random.Generator):
         return {"!": "generator", "of": encode(value.bit_generator.state, arrays, path)}
-    if isinstance(value, type) and value.__module__.split(".")[0] in TRUSTED:
+    if isinstance(value, type) and issubclass(value, KINDS_OF_CLASSES) and _is_trusted(value.__module__):
         return {"!": "class", "of": _name(value)}
     if (name := _name(type(value))) in SCHEDULES:
         return {"!": "schedule", "class": name, "of": encode(vars(value), arrays, path)}
@@ -149,12 +152,17 @@ def _import(name: str) -> Any:
     return getattr(importlib.import_module(module), qualname, None)
 
 
+def _is_trusted(module: str) -> bool:
+    return module.startswith(tuple(f"{package}." for package in TRUSTED))
+
+
 def _find_class(name: str) -> type:
-    if name.partition(":")[0].split(".")[0] in TRUSTED:
+    if _is_trusted(name.partition(":")[0]):  # before it is imported
         found = _import(name)
-        if isinstance(found, type):
+        # A module may show classes from elsewhere
+        if isinstance(found, type) and issubclass(found, KINDS_OF_CLASSES) and _is_trusted(found.__module__):
             return found
-    raise ValueError(f"class {name!r}: only classes of {', '.join(TRUSTED)} are restored by name")
+    raise ValueError(f"class {name!r}: only networks, optimisers and replay buffers are restored, of {', '.join(TRUSTED)}")
 
 
 def encode_space(space: Space[Any], arrays: Arrays, path: str) -> Json:
@@ -313,7 +321,7 @@ def _restore_leaf(kind: str | None, target: Any, node: Json, arrays: Arrays, pat
         return type(target)[node["of"]]
     if kind == "skip":
         name = getattr(target, "__qualname__", "")
-        if node.get("name", name) != name:  # the first checkpoints do not tell it
+        if node["name"] != name:
             raise ValueError(f"{path} is {target!r}: in the checkpoint it is {node['name']}")
         return target
     if kind == "random":
@@ -356,7 +364,7 @@ def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
             value[key] = item
         return value
     if issubclass(kind, deque):
-        return kind(items, node.get("maxlen", getattr(target, "maxlen", None)))  # the first checkpoints do not tell it
+        return kind(items, node["maxlen"])
     return kind(*items) if hasattr(kind, "_fields") else kind(items)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 MANIFEST = "manifest.json"
 FORMAT = 3
 #: Saving so many bytes shows its progress
-LONG = 2**30
+PROGRESS_FROM = 2**30
 _PREFIX, _TEMPORARY = "step_", ".writing_"
 #: Held from a look at the newest checkpoint until the next one is there
 WRITER = threading.Lock()
@@ -197,7 +197,7 @@ def with_progress(arrays: Mapping[str, Any], unchanged: Container[str]) -> Itera
     :return: arrays and their names, with a progress bar if many bytes are to be written and tqdm is there
     """
     total = sum(array.nbytes for name, array in arrays.items() if name not in unchanged)
-    if total < LONG or importlib.util.find_spec("tqdm") is None:
+    if total < PROGRESS_FROM or importlib.util.find_spec("tqdm") is None:
         return arrays.items()
     from tqdm import tqdm  # type: ignore[import-untyped]
 

@@ -46,7 +46,7 @@ from sb3_rainbow.rainbow import RainbowDQN
 from sb3_rainbow.replay.buffer import PrioritizedNStepReplayBuffer
 
 #: Arrays of so many bytes have a file of their own
-LARGE = 2**22
+OWN_FILE_FROM = 2**22
 #: Where training stands
 PROGRESS = (
     "num_timesteps",
@@ -170,7 +170,7 @@ def take_snapshot(model: RainbowDQN) -> Snapshot:
         "statistics": encode_object(_statistics(model), arrays, "statistics"),
     }
     return Snapshot(
-        model.num_timesteps, content, arrays, {name: tag for name, tag in tags.items() if arrays[name].nbytes >= LARGE}
+        model.num_timesteps, content, arrays, {name: tag for name, tag in tags.items() if arrays[name].nbytes >= OWN_FILE_FROM}
     )
 
 
@@ -186,7 +186,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path, keep: int) -> Path:
     small, large, known = {}, {}, {}
     with writing(folder, snapshot.step, keep) as (temporary, final):
         for i, (name, array) in enumerate(with_progress(snapshot.arrays, unchanged)):
-            if array.nbytes < LARGE:
+            if array.nbytes < OWN_FILE_FROM:
                 small[name] = array
                 continue
             file = large[name] = f"array_{i:05d}.npy"

@@ -77,7 +77,7 @@ class Emulator:
         self._moves: list[int] = []
 
     def start(self) -> None:
-        """Begin a game. Takes some milliseconds, and ``RESEED`` tells when much longer."""
+        """Begin a game. Some milliseconds; much longer once in ``RESEED`` moves, when the emulator is seeded anew."""
         if self._start_seed < 0 or len(self._moves) >= RESEED:
             self._start_seed = int(self._generator.integers(2**31 - 1))
             self._moves = []

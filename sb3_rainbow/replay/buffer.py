@@ -34,8 +34,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     transition and has its own priority. Rewards are stored raw; VecNormalize's normalisation is applied to each of them before
     they are summed. Dict observations work, every entry is stored by itself.
 
-    Storage is allocated by the first ``add``, but for what a transition takes beside its observations: 25 bytes, if the action
-    is discrete.
+    Observations are allocated by the first ``add``. All else, 25 bytes of a transition if the action is discrete, is allocated
+    when the buffer is made.
 
     :param buffer_size: most transitions kept, over all environments
     :param observation_space: observation space
@@ -52,7 +52,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         fit there and else the CPU
     :param seed: seed of the buffer's own generator; ``None`` takes one from torch's global generator
     :raises ValueError: if an argument is out of range; it names the argument and the value
-    :raises MemoryError: if not even those will fit; it says what is needed and what there is
+    :raises MemoryError: if what is allocated at once will not fit; it says what is needed and what there is
     """
 
     #: Longest window of the samples, where it is to be another than ``n_steps`` for now; not saved

@@ -379,8 +379,7 @@ def likely_depth(shape: tuple[int, ...]) -> int:
     :param shape: of an observation with three or more axes
     :return: depth of the stack that it probably is
     """
-    # A first transition of three channels in which nothing moves may be three frames: whole pictures take no more memory then.
-    # An estimate must not hope for it
+    # Three channels may be a stack of three frames, but more often they are colours: the estimate assumes the larger
     if len(shape) == 3 and min(shape[0], shape[-1]) == 3:
         return 1
     still = np.zeros((1, *shape), dtype=bool)

@@ -66,7 +66,7 @@ def arguments(run: Run) -> tuple[str, str, str, int, bool]:
     return run.to_json(), str(run.folder), run.python_path, max(1, int(run.num_cpus)), run.num_gpus > 0
 
 
-def why(run: Run, code: int) -> str:
+def error_of(run: Run, code: int) -> str:
     """
     :param run: that has ended
     :param code: its exit code
@@ -82,25 +82,16 @@ def why(run: Run, code: int) -> str:
     return f"exit code {code}: {lines[-1] if lines else 'it printed nothing'}"
 
 
-class Processes:
+class Processes(Engine):
     """Processes of this machine."""
 
     def __init__(self) -> None:
         self._running: dict[str, tuple[Run, subprocess.Popen[bytes], int]] = {}
 
     def start(self, run: Run) -> None:
-        """
-        :param run: to be started, and again if it dies, up to ``max_retries`` times
-        """
         self._running[run.name] = (run, launch(*arguments(run)), 1)
 
     def ended(self, timeout: float) -> list[tuple[Run, str]]:
-        """
-        Wait until one has ended.
-
-        :param timeout: seconds to wait at most
-        :return: those that ended, and why; no text if there was no error
-        """
         deadline = time.monotonic() + timeout
         ended: list[tuple[Run, str]] = []
         while not ended and time.monotonic() < deadline:
@@ -116,13 +107,12 @@ class Processes:
                         continue
                     error = f"after {run.max_retries} retries: killed by {signal.Signals(-code).name}"
                 else:
-                    error = why(run, code)
+                    error = error_of(run, code)
                 del self._running[run.name]
                 ended.append((run, error))
         return ended
 
     def close(self) -> None:
-        """End all."""
         for _, process, _ in self._running.values():
             process.kill()
             process.wait()
@@ -135,7 +125,7 @@ def _close(process: "subprocess.Popen[bytes]") -> None:
         process.stdin.close()
 
 
-def attempt(launched: tuple[str, str, str, int, bool]) -> int:
+def run_task(launched: tuple[str, str, str, int, bool]) -> int:
     """
     What a task of Ray does.
 
@@ -150,7 +140,7 @@ def attempt(launched: tuple[str, str, str, int, bool]) -> int:
     return code
 
 
-class Ray:
+class Ray(Engine):
     """
     Tasks of Ray.
 
@@ -165,26 +155,17 @@ class Ray:
         self._running: dict[Any, Run] = {}
 
     def start(self, run: Run) -> None:
-        """
-        :param run: to be started, and again if it dies, up to ``max_retries`` times
-        """
         options = {"num_cpus": run.num_cpus, "num_gpus": run.num_gpus, "max_retries": run.max_retries}
-        task = self._ray.remote(retry_exceptions=True, name=run.name, **options)(attempt)
+        task = self._ray.remote(retry_exceptions=True, name=run.name, **options)(run_task)
         self._running[task.remote(arguments(run))] = run
 
     def ended(self, timeout: float) -> list[tuple[Run, str]]:
-        """
-        Wait until one has ended.
-
-        :param timeout: seconds to wait at most
-        :return: those that ended, and why; no text if there was no error
-        """
         ready, _ = self._ray.wait(list(self._running), timeout=timeout)
         ended = []
         for reference in ready:
             run = self._running.pop(reference)
             try:
-                error = why(run, self._ray.get(reference))
+                error = error_of(run, self._ray.get(reference))
             except self._ray.exceptions.RayError as problem:
                 error = "" if run.is_done else f"after {run.max_retries} retries: {str(problem).strip().splitlines()[-1]}"
             ended.append((run, error))

@@ -18,7 +18,7 @@ from sb3_rainbow.sweep.suite import Run
 #: Episodes over which the last score and the speed are taken
 LAST = 20
 #: Seconds between two lines that say how far all is
-EVERY = 60.0
+LINE_INTERVAL = 60.0
 
 
 class Progress(NamedTuple):
@@ -109,7 +109,7 @@ class View(Protocol):
         """
 
 
-class Lines:
+class Lines(View):
     """Plain lines: what changes, and once a minute how far all is."""
 
     def __init__(self) -> None:
@@ -117,27 +117,21 @@ class Lines:
         self._said_at = time.monotonic()
 
     def update(self, board: Board) -> None:
-        """
-        :param board: as it is now
-        """
         found = {run.name: now for run in board.running if (now := progress(run)).attempt}
         for name, now in found.items():
             before = self._attempts.setdefault(name, now.attempt)
             if before and now.attempt > before:
                 self.say(f"{name}: attempt {now.attempt}, the one before was killed")
             self._attempts[name] = now.attempt
-        if time.monotonic() - self._said_at > EVERY:
+        if time.monotonic() - self._said_at > LINE_INTERVAL:
             self._said_at = time.monotonic()
             self.say(board.title(found.values()))
 
     def say(self, line: str) -> None:
-        """
-        :param line: that stays
-        """
         print(line, flush=True)
 
 
-class Table:
+class Table(View):
     """
     A live table of the runs that are running.
 
@@ -148,9 +142,6 @@ class Table:
         self._live = live
 
     def update(self, board: Board) -> None:
-        """
-        :param board: as it is now
-        """
         from rich.table import Table as RichTable
 
         found = [(run, now) for run in board.running if (now := progress(run)).attempt]
@@ -163,9 +154,6 @@ class Table:
         self._live.update(table, refresh=True)
 
     def say(self, line: str) -> None:
-        """
-        :param line: that stays
-        """
         self._live.console.print(line, markup=False, highlight=False)
 
 
