@@ -35,7 +35,7 @@ def test_the_python_examples_run_one_after_the_other(tmp_path):
     code = "\n".join(blocks("python"))
     assert code.count("RainbowDQN(") == 4
     assert code.count(".learn(") == 5
-    shortened = re.sub(r"learn\([\d_]+\)", "learn(300)", code).replace("100_000", "1_000")
+    shortened = re.sub(r"learn\([\d_]+\)", "learn(300)", code).replace("100_000", "1_000").replace("400_000", "300")
     shortened = re.sub(r"\b([14])_000\b(?!,\n    learning)", r"\g<1>00", shortened)
     run(sys.executable, "-c", shortened, folder=tmp_path)
     assert (tmp_path / "rainbow_cartpole.zip").is_file()
