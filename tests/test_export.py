@@ -1,5 +1,6 @@
 """ONNX files give the Q-values of the mean weights, from raw observations."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -11,8 +12,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_rainbow import RainbowDQN
+from sb3_rainbow import RainbowDQN, envs
 from sb3_rainbow.export import export_onnx, main
+from sb3_rainbow.sweep.suite import check_known
 
 # The exporter warns about its own insides
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -49,6 +51,19 @@ def test_images_go_in_as_uint8_in_any_batch_size(tmp_path, parts):
         with th.no_grad():
             np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)
         assert (q_values.argmax(1) == model.predict(obs, deterministic=True)[0]).all()
+
+
+def test_what_is_not_installed_is_named_with_the_extra_that_has_it(tmp_path, monkeypatch):
+    model = RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=10)
+    for module in ("onnxscript", "sb3_rainbow.envs.atari", "rl_zoo3.import_envs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"sb3-rainbow\[onnx\]"):
+        export_onnx(model, tmp_path / "model.onnx")
+    with pytest.raises(ImportError, match=r"sb3-rainbow\[atari\]"):
+        getattr(envs, "AtariVecEnv")  # noqa: B009
+    with pytest.raises(ImportError, match=r"sb3-rainbow\[zoo\]"):
+        check_known("a suite", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_model_stays_where_it_is_and_normalised_observations_are_warned_of(tmp_path):

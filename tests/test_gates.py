@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +183,14 @@ def test_no_comparison_is_made_and_its_result_thrown_away(path):
             called = value.func if isinstance(value, ast.Call) else None
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
             assert name not in checks, f"line {node.lineno}: the result of {name} is thrown away"
+
+
+def test_every_script_finds_what_it_imports():
+    scripts = [*ROOT.glob("benchmarks/*/*.py"), *ROOT.glob("examples/*.py")]
+    assert len(scripts) > 10
+    load = "import runpy, sys\nfor path in sys.argv[1:]:\n    sys.path[0] = path.rpartition('/')[0]\n    runpy.run_path(path)"
+    done = subprocess.run([sys.executable, "-c", load, *map(str, scripts)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_mistake_of_a_user_is_met_by_an_assertion():

@@ -27,9 +27,13 @@ import yaml
 from gymnasium import spaces
 from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv
+from stable_baselines3.common.vec_env import VecFrameStack
 
 from sb3_rainbow import RainbowDQN
+from sb3_rainbow.envs import AtariVecEnv
 from sb3_rainbow.sweep.evaluation import EpsilonGreedy, evaluate, load_run
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +193,46 @@ def test_a_run_whose_replay_wants_its_environment_is_played_without(tmp_path):
         assert len(evaluate(*load_run(tmp_path), n_games=2)) == 2
     finally:
         gym.registry.pop("BitFlipping-v0")
+
+
+@pytest.fixture(scope="module")
+def untrained_atari(tmp_path_factory):
+    run = tmp_path_factory.mktemp("atari")
+    env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4"), 4)
+    RainbowDQN("DataEfficientCnnPolicy", env, buffer_size=10).save(run / "BreakoutNoFrameskip-v4.zip")
+    (run / "BreakoutNoFrameskip-v4").mkdir()
+    arguments = {"env": "BreakoutNoFrameskip-v4", "algo": "rainbow", "gym_packages": [], "env_kwargs": None}
+    (run / "BreakoutNoFrameskip-v4/args.yml").write_text(yaml.safe_dump(arguments))
+    wrappers = {"env_wrapper": [f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"], "frame_stack": 4}
+    config = OrderedDict(policy="DataEfficientCnnPolicy", vec_env_wrapper="sb3_rainbow.envs.AtariVecEnv", **wrappers)
+    (run / "BreakoutNoFrameskip-v4/config.yml").write_text(yaml.dump(config))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        ([], {"n_games": 20}),
+        (["--protocol", "notebook"], {"n_games": 50, "epsilon": 0.05, "deterministic": True}),
+        (["--protocol", "usual", "--games", "3", "--noise"], {"n_games": 3, "epsilon": 0.001, "deterministic": False}),
+        (["--sb3-wrappers", "--sticky", "0.25", "--seed", "4", "--epsilon", "0"], {"n_games": 20, "epsilon": 0.0}),
+    ],
+    ids=str,
+)
+def test_the_options_of_an_evaluation_reach_the_games(untrained_atari, options, settings):
+    main = runpy.run_path(str(ROOT / "benchmarks/learning/evaluate.py"))["main"]
+    played = []
+    main.__globals__["evaluate"] = lambda model, env, **given: played.append((env, given)) or [1.0]
+    with patch.object(sys, "argv", ["evaluate.py", str(untrained_atari), *options]):
+        main()
+    ((env, given),) = played
+    assert given == settings | {"seed": 4 if "--seed" in options else 0}
+    in_own_threads = isinstance(env.unwrapped, AtariVecEnv)
+    assert in_own_threads == ("--sb3-wrappers" not in options)
+    if not in_own_threads:
+        (ale,) = env.get_attr("ale")
+        assert ale.getFloat("repeat_action_probability") == 0.25
+    env.close()
 
 
 def test_a_run_of_rl_zoo_is_drawn_and_filmed(untrained):
