@@ -8,8 +8,8 @@ STEPS ?= 10000
 SEED ?= 0
 SUITE ?= classic
 LOGS ?= logs
-# hyperparams/<name>.yml, for example low_budget; none for RL Zoo's budget
-CONF ?=
+# hyperparams/<name>.yml. CONF= is RL Zoo's budget, for which Atari needs 7 GB
+CONF ?= $(if $(findstring NoFrameskip,$(ENV)),low_budget)
 BIN := .venv/bin
 
 .PHONY: train test pytest test-slow soak bench-replay bench-training bench-update bench-atari bench-checkpoint bench-sweep bench-gpu bench-smoke bench-learning report type lint format check-codestyle commit-checks clean

@@ -4,6 +4,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch as th
@@ -66,6 +67,10 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(arguments[name], Mapping | None):
             raise ValueError(f"{name}={arguments[name]!r}: must be a dict")
+    sizes = (arguments["policy_kwargs"] or {}).get("net_arch") or []
+    of_ours = isinstance(arguments.get("policy"), str)  # a class of theirs may take others
+    if of_ours and not (isinstance(sizes, list | tuple) and all(isinstance(size, Integral) and size > 0 for size in sizes)):
+        raise ValueError(f"net_arch={sizes!r}: must be a list of integers, at least 1")
     if not isinstance(arguments["replay_buffer_class"], type | None):
         raise ValueError(f"replay_buffer_class={arguments['replay_buffer_class']!r}: must be a class")
     if getattr(arguments.get("action_space"), "start", 0) != 0:  # SB3 counts outputs from 0, too
@@ -110,12 +115,12 @@ def check_other_replay(model: Any) -> None:
             f"storage_device={str(model.storage_device)!r}: must be 'cpu', as only a PrioritizedNStepReplayBuffer can be "
             f"elsewhere (replay_buffer_class={model.replay_buffer_class})"
         )
-    # SB3's NStepReplayBuffer has a discount of its own, which its samples tell
-    own = inspect.signature(model.replay_buffer_class or ReplayBuffer).parameters
-    for name in ("gamma", "n_steps"):
-        given = getattr(model, name)
-        if name in own and name not in model.replay_buffer_kwargs and own[name].default != given:
-            message = f"{name}={given} has no effect with {model.replay_buffer_class}, whose own is {own[name].default}"
+    # SB3's NStepReplayBuffer has a discount and windows of its own. Nobody is told that a default has no effect
+    taken, defaults = (inspect.signature(cls).parameters for cls in (model.replay_buffer_class or ReplayBuffer, type(model)))
+    for name, without in (("gamma", model.gamma), ("n_steps", 1)):
+        given, own = getattr(model, name), taken[name].default if name in taken else without
+        if name not in model.replay_buffer_kwargs and given not in (own, defaults[name].default):
+            message = f"{name}={given} has no effect with {model.replay_buffer_class}, whose own is {own}"
             warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
 
 

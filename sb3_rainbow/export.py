@@ -29,10 +29,10 @@ class _MeanQValues(nn.Module):
 
 def export_onnx(model: RainbowDQN, path: str | Path) -> None:
     """
-    Write the online network to an ONNX file. It takes raw observations (images as uint8, ``[batch, channels, height, width]``;
-    the scaling is inside) in the input ``observation``, or for a dict space one input for each key, and gives the output
-    ``q_values``: ``[batch, n_actions]`` float32. The weights are the means, as for ``predict(deterministic=True)``. What
-    ``VecNormalize`` does to observations is not in the file, and is left to you.
+    Write the online network to an ONNX file. It takes observations as they come from the environment, or from ``VecNormalize``
+    if there was one (images as uint8, ``[batch, channels, height, width]``; the scaling is inside), in the input
+    ``observation``, or for a dict space one input for each key, and gives the output ``q_values``: ``[batch, n_actions]``
+    float32. The weights are the means, as for ``predict(deterministic=True)``.
 
     :param model: a trained model
     :param path: the file; it is overwritten
@@ -68,7 +68,9 @@ def main(arguments: list[str] | None = None) -> None:
     """
     :param arguments: of the command line; None for those of this process
     """
-    parser = argparse.ArgumentParser(description="Write a trained RainbowDQN as ONNX: raw observations in, Q-values out.")
+    parser = argparse.ArgumentParser(
+        description="Write a trained RainbowDQN as ONNX: observations in, raw or as VecNormalize gave them; Q-values out."
+    )
     parser.add_argument("model", help="file that model.save() wrote")
     parser.add_argument("onnx", help="file to write")
     parsed = parser.parse_args(arguments)

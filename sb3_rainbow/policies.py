@@ -19,7 +19,6 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from torch import nn
 
-from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.heads import make_head
 from sb3_rainbow.noisy import SIGMA0, NoisyLinear
 
@@ -293,10 +292,6 @@ class RainbowPolicy(DQNPolicy):
         v_min: float | None = -10.0,
         v_max: float | None = 10.0,
     ) -> None:
-        if not isinstance(net_arch, list | tuple | None):
-            raise ValueError(f"net_arch={net_arch!r}: must be a list")
-        for size in net_arch or ():
-            check_integer("net_arch", size, 1)
         self.dueling = dueling
         self.noisy = noisy
         self.sigma0 = SIGMA0[str(noisy or "factorised")] if sigma0 is None else sigma0

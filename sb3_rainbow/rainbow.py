@@ -33,9 +33,8 @@ PRIORITY_EPS = 1e-6
 
 class RainbowDQN(DQN):
     r"""
-    Deep Q-Network with the parts of Rainbow. Five of its six are on by default: double Q-learning, dueling streams,
-    prioritized replay, n-step returns and noisy layers. The sixth, the distribution of the return (C51), comes with
-    ``n_atoms=51``.
+    Deep Q-Network with the parts of Rainbow. Five of six are on by default: double Q-learning, dueling streams, prioritized
+    replay, n-step returns and noisy layers. The sixth, the distribution of the return (C51), comes with ``n_atoms=51``.
 
     Each part can be switched off alone. With all of them off (``n_steps=1, double_q=False, dueling=False, noisy=False,
     prioritized=False``, and ``n_atoms=1``) it is SB3's DQN, bit for bit; of several environments each explores by itself.
@@ -58,7 +57,7 @@ class RainbowDQN(DQN):
     :param learning_starts: environment steps before learning starts; actions are random until then
     :param batch_size: transitions in an update
     :param tau: coefficient of the soft update of the target network; 1 copies it
-    :param gamma: discount of one step; in a later change, ``replay_buffer.gamma`` is to be changed too
+    :param gamma: discount of one step; if you change it later, change ``replay_buffer.gamma`` too
     :param train_freq: environment steps between trainings, or a tuple like ``(2, "episode")``
     :param gradient_steps: updates in each training; -1 for as many as there were environment steps
     :param replay_buffer_class: None for ``PrioritizedNStepReplayBuffer``, or SB3's own with ``prioritized=False, n_steps=1``.
@@ -423,7 +422,7 @@ class RainbowDQN(DQN):
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
         SB3's. A callback or an error may end it between a step and its storing: with our replay, the step at which a callback
-        stops is stored too, and after an error the next rollout resets the environments.
+        stops is finished, and after an error the next rollout resets the environments.
 
         :param env: SB3's
         :param callback: SB3's
@@ -435,8 +434,11 @@ class RainbowDQN(DQN):
         try:
             rollout = super().collect_rollouts(env, callback, *args, **kwargs)
             if ours and not rollout.continue_training:
-                step = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
-                self._store_transition(*(callback.locals[name] for name in step))
+                step = [callback.locals[name] for name in ("buffer_actions", "new_obs", "rewards", "dones", "infos")]
+                self._update_info_buffer(step[-1], step[-2])
+                self._store_transition(callback.locals["replay_buffer"], *step)
+                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+                self._on_step()
             return rollout
         except BaseException:
             self._last_obs = None if ours else self._last_obs

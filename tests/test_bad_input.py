@@ -16,6 +16,10 @@ from stable_baselines3.dqn.policies import MlpPolicy as SB3Policy
 from sb3_rainbow import RainbowDQN
 
 
+class OfOneStep(ReplayBuffer):
+    """A user's, without windows."""
+
+
 class FromMinusOne(FakeImageEnv):
     """Its actions are -1, 0 and 1."""
 
@@ -114,9 +118,9 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             ValueError,
             r"features_extractor_kwargs=\{'features_dim': 256\}: NatureConvolutions has no linear layer, set net_arch",
         ),
-        ({"policy_kwargs": {"net_arch": [64, -3]}}, ValueError, "net_arch=-3: must be an integer, at least 1"),
-        ({"policy_kwargs": {"net_arch": [2.5]}}, ValueError, "net_arch=2.5: must be an integer, at least 1"),
-        ({"policy_kwargs": {"net_arch": {"pi": [64]}}}, ValueError, r"net_arch=\{'pi': \[64\]\}: must be a list"),
+        ({"policy_kwargs": {"net_arch": [64, -3]}}, ValueError, r"net_arch=\[64, -3\]: must be a list of integers"),
+        ({"policy_kwargs": {"net_arch": [2.5]}}, ValueError, r"net_arch=\[2.5\]: must be a list of integers"),
+        ({"policy_kwargs": {"net_arch": {"pi": [64]}}}, ValueError, r"net_arch=\{'pi': \[64\]\}: must be a list of integers"),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
         (
             {"storage_device": "cuda", "replay_buffer_class": NStepReplayBuffer},
@@ -144,6 +148,16 @@ def test_n_steps_that_the_replay_does_not_take_are_named():
     with pytest.warns(UserWarning, match=r"n_steps=10 has no effect with .*NStepReplayBuffer.*, whose own is 3"):
         RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=10, **own)
     RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=10, replay_buffer_kwargs={"n_steps": 10}, **own)
+    with pytest.warns(UserWarning, match=r"n_steps=10 has no effect with .*OfOneStep.*, whose own is 1"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", n_steps=10, replay_buffer_class=OfOneStep, buffer_size=50)
+    for n_steps in ({}, {"n_steps": 1}):
+        RainbowDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=OfOneStep, buffer_size=50, **n_steps)
+
+
+def test_a_network_that_cannot_be_built_leaves_the_class_usable():
+    with pytest.raises(TypeError):
+        RainbowDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": 3})
+    assert RainbowDQN("MlpPolicy", "CartPole-v1").policy.action_space == spaces.Discrete(2)
 
 
 def test_the_wrong_policy_for_a_dict_space_is_sb3s_own_error():

@@ -1,5 +1,6 @@
 """Training goes on from a checkpoint as if it had never stopped, and a checkpoint survives whatever happens to its writer."""
 
+import copy
 import functools
 import json
 import multiprocessing
@@ -31,7 +32,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN, policies
 from sb3_rainbow.checkpoint import CorruptCheckpointError, ResumableCheckpointCallback, latest, load, restore, save
 from sb3_rainbow.checkpoint.encoding import Unencodable, _import, encode_object, restore_object
 from sb3_rainbow.checkpoint.folder import MANIFEST, checkpoints, write_manifest
@@ -293,14 +294,17 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
     with pytest.raises(CorruptCheckpointError, match="arrays.npz"):
         load(newer)
     (newer / "arrays.npz").write_bytes(arrays)
-    # Some modules show classes from elsewhere; the last one is called with the observation space, like a features extractor
+    # Modules may show classes from elsewhere
+    monkeypatch.setattr(policies, "Foreign", type("Foreign", (th.nn.Module,), {"__module__": "elsewhere"}), raising=False)
     popen = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler:Popen"
     assert _import(popen) is subprocess.Popen
-    shown = ("sb3_rainbow.zoo:sys.exit", "stable_baselines3.common.monitor:Path", "sb3_rainbow.export:Path", popen)
-    others = ("os:system", "pathlib:Path", "torch.serialization:load", "sb3_rainbow.sweep.suite:Run")
+    assert _import("sb3_rainbow.export:Path") is Path
+    shown = ("sb3_rainbow.zoo:sys.exit", "sb3_rainbow.export:Path", "sb3_rainbow.policies:Foreign", popen)
+    others = ("os:system", "pathlib:Path", "torch.serialization:load", "torch.optim.nope:Adam", "sb3_rainbow.sweep.suite:Run")
     for name in (*others, *shown):
         changed = json.loads(state)
-        changed["settings"]["policy"] = {"!": "class", "of": name}
+        kwargs = changed["settings"]["plain"]["policy_kwargs"]
+        kwargs["features_extractor_class"] = {"!": "class", "of": name}  # it would be called with the observation space
         (newer / "state.json").write_text(json.dumps(changed))
         sign(newer)
         with pytest.raises(ValueError, match=f"class '{name}': only networks"):
@@ -312,7 +316,32 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
         sign(newer)
         with pytest.raises(ValueError, match="kind 'schedule'"):
             load(newer)
+    changed = json.loads(state)
+    changed["settings"]["spaces"]["observation_space"]["kind"] = "Text"
+    (newer / "state.json").write_text(json.dumps(changed))
+    sign(newer)
+    with pytest.raises(ValueError, match="a space of the kind 'Text'"):
+        load(newer)
     assert not Path("exploded").exists()
+
+
+def test_no_file_changes_what_an_environment_was_set_up_with():
+    env, arrays = gym.make("CartPole-v1"), {}
+    env.reset(seed=0)
+    state = encode_object(env, arrays, "env")
+    for planted in ({"spec": {"entry_point": "os:system"}}, {"observation_space": {"dtype": None}}):
+        ((name, values),) = planted.items()
+        kind = type(getattr(env.unwrapped, name)).__qualname__
+        changed = copy.deepcopy(state)
+        inner = changed
+        while "env" in inner["of"]:
+            inner = inner["of"]["env"]
+        inner["of"][name] = {"!": "object", "class": kind, "of": values}
+        before = repr(getattr(env.unwrapped, name))
+        with pytest.raises(ValueError, match=f"{name} is .*, a setting: no checkpoint changes it"):
+            restore_object(env, changed, arrays, "env")
+        assert repr(getattr(env.unwrapped, name)) == before
+    restore_object(env, state, arrays, "env")
 
 
 def test_what_does_not_match_is_named_with_both_values(saved):

@@ -66,11 +66,12 @@ def test_what_is_not_installed_is_named_with_the_extra_that_has_it(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_the_model_stays_where_it_is_and_normalised_observations_are_warned_of(tmp_path):
+def test_the_model_stays_where_it_is_and_normalised_observations_are_warned_of(tmp_path, monkeypatch):
     model = RainbowDQN("MlpPolicy", VecNormalize(make_vec_env("CartPole-v1")))
     before = [tensor.data_ptr() for tensor in model.policy.state_dict().values()]
     move, moves = model.policy.to, []
     model.policy.to = lambda *args: moves.append(args) or move(*args)
+    monkeypatch.setattr(th.nn.Module, "cpu", lambda module: module.double().float())  # as from a GPU, with other tensors
     with pytest.warns(UserWarning, match="observations as VecNormalize gives them"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not moves, "buffers on a GPU would be others afterwards, of which SB3 copies the statistics"

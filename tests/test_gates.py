@@ -188,7 +188,15 @@ def test_no_comparison_is_made_and_its_result_thrown_away(path):
 def test_every_script_finds_what_it_imports():
     scripts = [*ROOT.glob("benchmarks/*/*.py"), *ROOT.glob("examples/*.py")]
     assert len(scripts) > 10
-    load = "import runpy, sys\nfor path in sys.argv[1:]:\n    sys.path[0] = path.rpartition('/')[0]\n    runpy.run_path(path)"
+    load = """
+import runpy, sys
+for path in sys.argv[1:]:
+    before, sys.path[0] = set(sys.modules), path.rpartition("/")[0]
+    runpy.run_path(path)
+    for name in set(sys.modules) - before:  # another folder's scripts do not find it
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(sys.path[0]):
+            del sys.modules[name]
+"""
     done = subprocess.run([sys.executable, "-c", load, *map(str, scripts)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

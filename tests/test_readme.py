@@ -68,7 +68,7 @@ def test_the_callback_goes_on_in_rl_zoo_where_it_was(tmp_path):
 
 def anchors(page: Path) -> set[str]:
     """Names that GitHub gives to headings."""
-    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 

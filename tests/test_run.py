@@ -368,15 +368,24 @@ class Clock(gym.Env):
         return np.array([self.episode, self.t], np.float32), 1.0, self.t == 10, False, {}
 
 
-def test_after_a_callback_has_stopped_it_training_goes_on_where_it_was():
-    env = Monitor(Clock(), allow_early_resets=False)
-    stopped = RainbowDQN("MlpPolicy", env, learning_starts=1000, buffer_size=100, seed=0)
-    stopped.learn(1000, callback=ConvertCallback(lambda *_: stopped.num_timesteps != 15))
-    stopped.learn(25, reset_num_timesteps=False)
-    assert len(env.get_episode_lengths()) == 4
-    whole = RainbowDQN("MlpPolicy", Clock(), learning_starts=1000, buffer_size=100, seed=0).learn(40)
-    for name in ("observations", "next_observations", "dones", "timeouts"):
-        assert np.array_equal(getattr(stopped.replay_buffer, name)[:40], getattr(whole.replay_buffer, name)[:40])
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_after_a_callback_has_stopped_it_collecting_goes_on_where_it_was(n_envs, wrap):
+    settings = {"learning_starts": 1000, "buffer_size": 100 * n_envs, "train_freq": 1, "seed": 0}
+
+    def model() -> RainbowDQN:  # whose environments complain if they are reset in the middle of an episode
+        return RainbowDQN(
+            "MlpPolicy", wrap(make_vec_env(Clock, n_envs, monitor_kwargs={"allow_early_resets": False})), **settings
+        )
+
+    whole = model().learn(40 * n_envs)
+    stopped = model()
+    stopped.learn(1000, callback=ConvertCallback(lambda *_: stopped.num_timesteps != 20 * n_envs))
+    stopped.learn(20 * n_envs, reset_num_timesteps=False)
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        assert np.array_equal(getattr(stopped.replay_buffer, name)[:40], getattr(whole.replay_buffer, name)[:40]), name
+    assert stopped._n_calls == whole._n_calls == 40
+    assert len(stopped.ep_info_buffer) == len(whole.ep_info_buffer) == 4 * n_envs
 
 
 @pytest.mark.parametrize("stop", [10, 15, 20])

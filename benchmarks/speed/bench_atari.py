@@ -6,11 +6,13 @@ Steps of Atari games: SB3's vectorised environments against AtariVecEnv, and ALE
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+os.environ.update(OMP_NUM_THREADS="1")
 import ale_py
 import gymnasium as gym
 import numpy as np

@@ -1,5 +1,6 @@
 """Python data as JSON and NumPy arrays, without pickle: reading it back never runs code."""
 
+import contextlib
 import copy
 import importlib
 import random
@@ -39,6 +40,10 @@ NOT_STATE = {
 #: file is not known
 TRUSTED = ("torch.nn.modules", "torch.optim", "stable_baselines3", "sb3_rainbow")
 KINDS_OF_CLASSES = (th.nn.Module, th.optim.Optimizer, ReplayBuffer)
+#: Spaces that SB3 knows, beside dicts of them, and what makes one
+SPACES = {"Box": ("low", "high"), "Discrete": ("n", "start"), "MultiDiscrete": ("nvec",), "MultiBinary": ("n",)}
+#: What of a space is state
+OF_SPACES = ("_np_random", "spaces")
 #: Functions of the progress that are data too. RL Zoo makes one of every learning rate
 SCHEDULES = (
     *(f"stable_baselines3.common.utils:{name}" for name in ("ConstantSchedule", "FloatSchedule", "LinearSchedule")),
@@ -147,9 +152,10 @@ def _name(kind: type) -> str:
 
 
 def _import(name: str) -> Any:
-    """What a name says, without asking whether it may be trusted."""
+    """What a name says, without asking whether it may be trusted; None if there is no such thing."""
     module, _, qualname = name.partition(":")
-    return getattr(importlib.import_module(module), qualname, None)
+    with contextlib.suppress(ImportError):
+        return getattr(importlib.import_module(module), qualname, None)
 
 
 def _is_trusted(module: str) -> bool:
@@ -175,9 +181,8 @@ def encode_space(space: Space[Any], arrays: Arrays, path: str) -> Json:
     if isinstance(space, spaces.Dict):
         parts = {key: encode_space(part, arrays, f"{path}/{key}") for key, part in space.spaces.items()}
         return {"kind": "Dict", "arguments": parts}
-    names = {"Box": ("low", "high"), "Discrete": ("n", "start"), "MultiDiscrete": ("nvec",), "MultiBinary": ("n",)}
     kind = type(space).__name__
-    values = {name: getattr(space, name) for name in names[kind]}
+    values = {name: getattr(space, name) for name in SPACES[kind]}
     return {"kind": kind, "arguments": encode(values | ({"dtype": str(space.dtype)} if kind == "Box" else {}), arrays, path)}
 
 
@@ -186,10 +191,13 @@ def decode_space(node: Json, arrays: Arrays) -> Space[Any]:
     :param node: what ``encode_space`` returned
     :param arrays: what it put there
     :return: the space
+    :raises ValueError: if it is of no kind that SB3 knows
     """
     if node["kind"] == "Dict":
         # Pairs stay in their order
         return spaces.Dict([(key, decode_space(part, arrays)) for key, part in node["arguments"].items()])
+    if node["kind"] not in SPACES:
+        raise ValueError(f"a space of the kind {node['kind']!r}: must be one of Dict, {', '.join(SPACES)}")
     return getattr(spaces, node["kind"])(**decode(node["arguments"], arrays))
 
 
@@ -236,7 +244,7 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     if not hasattr(target, "__dict__") or _has_more_than_attributes(type(target)):
         raise Unencodable(f"{path} is {type(target).__module__}.{type(target).__qualname__}")
     if isinstance(target, Space):
-        state = {name: value for name, value in vars(target).items() if name in ("_np_random", "spaces")}
+        state = {name: value for name, value in vars(target).items() if name in OF_SPACES}
     else:
         skip = {name for base in type(target).__mro__ for name in NOT_STATE.get(base.__name__, ())}
         state = {name: value for name, value in vars(target).items() if name not in skip}
@@ -299,6 +307,8 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
     value = target
     if kind == "object":
         _check_class(target, node, path)
+        if isinstance(target, SETTINGS) or (isinstance(target, Space) and not set(node["of"]) <= set(OF_SPACES)):
+            raise ValueError(f"{path} is {target!r}, a setting: no checkpoint changes it")
         memo[path] = target  # before its attributes, which may refer to it
         for name, child in node["of"].items():
             vars(target)[name] = restore_object(vars(target).get(name), child, arrays, f"{path}.{name}", memo)

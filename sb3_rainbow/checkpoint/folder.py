@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 #: Saving so many bytes shows its progress
 PROGRESS_FROM = 2**30
 _PREFIX, _TEMPORARY = "step_", ".writing_"

@@ -224,7 +224,8 @@ def load(folder: str | os.PathLike[str], env: Any = None, device: th.device | st
     """
     path = _find(Path(folder))
     content, arrays = _read(path)
-    stored = {name: decode(node, arrays) for name, node in content["settings"]["plain"].items() if name not in settings}
+    plain, given = content["settings"]["plain"], {*settings, *_NOT_SETTINGS}
+    stored = {name: decode(node, arrays) for name, node in plain.items() if name not in given}
     missing = {name: text for name, text in content["settings"]["not_stored"].items() if name not in settings}
     if missing:
         raise ValueError(f"{path}: not stored, as it is no plain data: {missing}. Give it to load() as a keyword argument")
@@ -314,8 +315,9 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     for name, noise in decode(content["noise"], arrays).items():
         model.policy.get_buffer(name).copy_(noise)
     model.policy.optimizer.load_state_dict(decode(content["optimizer"], arrays))
-    for name, value in copy.deepcopy(decode(content["progress"], arrays)).items():  # not the file's memory
-        setattr(model, name, value)
+    progress = copy.deepcopy(decode(content["progress"], arrays))  # not the file's memory
+    for name in PROGRESS:
+        setattr(model, name, progress[name])
     if isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer):
         model.replay_buffer.load_state(decode(content["replay"], arrays))
     elif model.replay_buffer is not None:
