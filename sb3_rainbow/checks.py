@@ -68,10 +68,8 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
         if not isinstance(arguments[name], Mapping | None):
             raise ValueError(f"{name}={arguments[name]!r}: must be a dict")
     sizes = (arguments["policy_kwargs"] or {}).get("net_arch") or []
-    of_ours = isinstance(arguments.get("policy"), str)  # a class of theirs may take others
-    if of_ours and not (
-        isinstance(sizes, list | tuple) and all(isinstance(size, Integral) and int(size) > 0 for size in sizes)
-    ):
+    right = isinstance(sizes, list | tuple) and all(isinstance(size, Integral) and int(size) > 0 for size in sizes)
+    if not right and isinstance(arguments.get("policy"), str):  # a class of theirs may take others
         raise ValueError(f"net_arch={sizes!r}: must be a list of integers, at least 1")
     if not isinstance(arguments["replay_buffer_class"], type | None):
         raise ValueError(f"replay_buffer_class={arguments['replay_buffer_class']!r}: must be a class")
