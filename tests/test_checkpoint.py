@@ -262,7 +262,7 @@ def test_checkpoints_of_another_format_are_refused_and_stay(tmp_path, monkeypatc
         lambda: save(model, tmp_path, keep=1),
         lambda: model.learn(50, callback=ResumableCheckpointCallback(20, tmp_path, resume=True)),
     ):
-        with pytest.raises(ValueError, match=r"manifest.json: format 1, this version of sb3-rainbow reads and writes 3"):
+        with pytest.raises(ValueError, match=r"manifest.json: format 1, this version of sb3-rainbow reads and writes 4"):
             use()
     assert sorted(tmp_path.rglob("*")) == before
 
