@@ -180,16 +180,21 @@ def test_epsilon_is_the_share_of_random_actions():
     assert model.exploration_rate == 0
 
 
+def write_zoo_run(folder: Path, model: RainbowDQN, env: str, **config) -> None:
+    """As RL Zoo leaves it."""
+    model.save(folder / f"{env}.zip")
+    (folder / env).mkdir()
+    arguments = {"env": env, "algo": "rainbow", "gym_packages": [], "env_kwargs": None}
+    (folder / env / "args.yml").write_text(yaml.safe_dump(arguments))
+    (folder / env / "config.yml").write_text(yaml.dump(OrderedDict(config)))
+
+
 def test_a_run_whose_replay_wants_its_environment_is_played_without(tmp_path):
     gym.register("BitFlipping-v0", BitFlippingEnv, kwargs={"n_bits": 3})
     try:
         env = gym.make("BitFlipping-v0")
         model = RainbowDQN("MultiInputPolicy", env, buffer_size=50, replay_buffer_class=HerReplayBuffer)
-        model.save(tmp_path / "BitFlipping-v0.zip")
-        (tmp_path / "BitFlipping-v0").mkdir()
-        arguments = {"env": "BitFlipping-v0", "algo": "rainbow", "gym_packages": [], "env_kwargs": None}
-        (tmp_path / "BitFlipping-v0/args.yml").write_text(yaml.safe_dump(arguments))
-        (tmp_path / "BitFlipping-v0/config.yml").write_text(yaml.dump(OrderedDict(policy="MultiInputPolicy")))
+        write_zoo_run(tmp_path, model, "BitFlipping-v0", policy="MultiInputPolicy")
         assert len(evaluate(*load_run(tmp_path), n_games=2)) == 2
     finally:
         gym.registry.pop("BitFlipping-v0")
@@ -199,13 +204,10 @@ def test_a_run_whose_replay_wants_its_environment_is_played_without(tmp_path):
 def untrained_atari(tmp_path_factory):
     run = tmp_path_factory.mktemp("atari")
     env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4"), 4)
-    RainbowDQN("DataEfficientCnnPolicy", env, buffer_size=10).save(run / "BreakoutNoFrameskip-v4.zip")
-    (run / "BreakoutNoFrameskip-v4").mkdir()
-    arguments = {"env": "BreakoutNoFrameskip-v4", "algo": "rainbow", "gym_packages": [], "env_kwargs": None}
-    (run / "BreakoutNoFrameskip-v4/args.yml").write_text(yaml.safe_dump(arguments))
+    model = RainbowDQN("DataEfficientCnnPolicy", env, buffer_size=10)
     wrappers = {"env_wrapper": [f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"], "frame_stack": 4}
-    config = OrderedDict(policy="DataEfficientCnnPolicy", vec_env_wrapper="sb3_rainbow.envs.AtariVecEnv", **wrappers)
-    (run / "BreakoutNoFrameskip-v4/config.yml").write_text(yaml.dump(config))
+    wrappers["vec_env_wrapper"] = "sb3_rainbow.envs.AtariVecEnv"
+    write_zoo_run(run, model, "BreakoutNoFrameskip-v4", policy="DataEfficientCnnPolicy", **wrappers)
     return run
 
 

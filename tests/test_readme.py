@@ -113,8 +113,8 @@ def test_every_option_that_a_command_has_is_one(module, tmp_path):
     ]
     assert commands
     for command in commands:
-        own = shlex.split(command)[shlex.split(command).index(module) :]
-        for option in own:
+        words = shlex.split(command)
+        for option in words[words.index(module) :]:
             assert not option.startswith("-") or option in known, command
 
 

@@ -94,7 +94,7 @@ def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
         return {"!": "dict", "of": pairs}
     if isinstance(value, np.random.Generator):
         return {"!": "generator", "of": encode(value.bit_generator.state, arrays, path)}
-    if isinstance(value, type) and issubclass(value, KINDS_OF_CLASSES) and _is_trusted(value.__module__):
+    if _is_trusted_class(value):
         return {"!": "class", "of": _name(value)}
     if (name := _name(type(value))) in SCHEDULES:
         return {"!": "schedule", "class": name, "of": encode(vars(value), arrays, path)}
@@ -106,7 +106,7 @@ def decode(node: Json, arrays: Arrays) -> Any:
     :param node: what ``encode`` returned
     :param arrays: what it put there
     :return: the value; arrays are not copied
-    :raises ValueError: if a node is of no known kind, or names a class outside the trusted packages
+    :raises ValueError: if a node is of no known kind, or names a class that is not one of TRUSTED
     """
     if isinstance(node, list):
         return [decode(item, arrays) for item in node]
@@ -162,11 +162,14 @@ def _is_trusted(module: str) -> bool:
     return module.startswith(tuple(f"{package}." for package in TRUSTED))
 
 
+def _is_trusted_class(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, KINDS_OF_CLASSES) and _is_trusted(value.__module__)
+
+
 def _find_class(name: str) -> type:
     if _is_trusted(name.partition(":")[0]):  # before it is imported
         found = _import(name)
-        # A module may show classes from elsewhere
-        if isinstance(found, type) and issubclass(found, KINDS_OF_CLASSES) and _is_trusted(found.__module__):
+        if _is_trusted_class(found):  # a module may show classes from elsewhere
             return found
     raise ValueError(f"class {name!r}: only networks, optimisers and replay buffers are restored, of {', '.join(TRUSTED)}")
 
