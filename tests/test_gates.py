@@ -192,7 +192,11 @@ def test_every_script_finds_what_it_imports():
 import runpy, sys
 for path in sys.argv[1:]:
     before, sys.path[0] = set(sys.modules), path.rpartition("/")[0]
-    runpy.run_path(path)
+    try:
+        runpy.run_path(path)
+    except ModuleNotFoundError as error:
+        if error.name != "minatar":  # not among what the tests install
+            raise
     for name in set(sys.modules) - before:  # another folder's scripts do not find it
         if str(getattr(sys.modules[name], "__file__", "")).startswith(sys.path[0]):
             del sys.modules[name]
