@@ -19,8 +19,9 @@ train: .venv/ready
 	$(BIN)/python -m rl_zoo3.train --algo rainbow --env $(ENV) -n $(STEPS) --seed $(SEED) -f $(LOGS) --eval-freq -1 -P $(if $(CONF),-conf $(CONF))
 	$(BIN)/python examples/show_run.py $(LOGS)/rainbow --env $(ENV)
 
-# What CI runs
-test: .venv/ready check-codestyle type pytest
+# What CI runs. Types are checked while the first tests wait for their processes
+test: .venv/ready check-codestyle
+	$(MAKE) -j 2 type pytest
 
 pytest: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
