@@ -11,6 +11,7 @@ WITHOUT_REPLAY: dict[str, Any] = {
     "optimize_memory_usage": False,
     "replay_buffer_class": None,
     "replay_buffer_kwargs": {},
+    "storage_device": "cpu",
 }
 
 

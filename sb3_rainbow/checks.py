@@ -67,9 +67,9 @@ def _check_kinds(arguments: Mapping[str, Any]) -> None:
     for name in ("policy_kwargs", "replay_buffer_kwargs"):
         if not isinstance(arguments[name], Mapping | None):
             raise ValueError(f"{name}={arguments[name]!r}: must be a dict")
-    sizes = (arguments["policy_kwargs"] or {}).get("net_arch") or []
+    sizes = (arguments["policy_kwargs"] or {}).get("net_arch")
     right = isinstance(sizes, list | tuple) and all(isinstance(size, Integral) and int(size) > 0 for size in sizes)
-    if not right and isinstance(arguments.get("policy"), str):  # a class of theirs may take others
+    if sizes is not None and not right and isinstance(arguments.get("policy"), str):  # a class of theirs may take others
         raise ValueError(f"net_arch={sizes!r}: must be a list of integers, at least 1")
     if not isinstance(arguments["replay_buffer_class"], type | None):
         raise ValueError(f"replay_buffer_class={arguments['replay_buffer_class']!r}: must be a class")
@@ -119,7 +119,8 @@ def check_other_replay(model: Any) -> None:
     taken, defaults = (inspect.signature(cls).parameters for cls in (model.replay_buffer_class or ReplayBuffer, type(model)))
     for name, without in (("gamma", model.gamma), ("n_steps", 1)):
         given, own = getattr(model, name), taken[name].default if name in taken else without
-        if name not in model.replay_buffer_kwargs and given not in (own, defaults[name].default):
+        default = getattr(defaults.get(name), "default", given)  # a subclass may pass it on
+        if name not in model.replay_buffer_kwargs and given not in (own, default):
             message = f"{name}={given} has no effect with {model.replay_buffer_class}, whose own is {own}"
             warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
 

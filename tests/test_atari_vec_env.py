@@ -1,5 +1,7 @@
 """AtariVecEnv does what SB3's AtariWrapper, Monitor, VecFrameStack and VecTransposeImage do, and can be resumed."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -113,6 +115,17 @@ def test_a_game_is_truncated_at_its_most_frames():
     assert infos[0]["TimeLimit.truncated"]
     assert infos[0]["episode"]["l"] == 200
     env.close()
+
+
+def test_games_of_a_few_frames_do_not_wait_for_each_other(monkeypatch):
+    monkeypatch.setattr(atari, "ThreadPoolExecutor", lambda **_: ThreadPoolExecutor(1))
+    env = make(2, env_kwargs={"max_num_frames_per_episode": 8}, wrapper_kwargs={"noop_max": 0})
+    with ThreadPoolExecutor(1) as other:  # firing ends the game, and the next one has not begun
+        steps = other.submit(lambda: [env.reset(), *(env.step(np.zeros(2, int)) for _ in range(10))])
+        try:
+            assert len(steps.result(timeout=60)) == 11
+        finally:
+            env._pool.shutdown(cancel_futures=True)
 
 
 def test_monitors_write_whole_games(tmp_path):

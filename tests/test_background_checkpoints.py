@@ -7,7 +7,7 @@ import pytest
 from resumable_training import fingerprint, make_env, make_model
 from stable_baselines3.common.callbacks import ConvertCallback
 
-from sb3_rainbow.checkpoint import ResumableCheckpointCallback, callback, load
+from sb3_rainbow.checkpoint import ResumableCheckpointCallback, callback, load, save
 from sb3_rainbow.checkpoint.folder import WRITER, checkpoints
 
 
@@ -32,6 +32,14 @@ def test_training_goes_on_while_a_checkpoint_is_written_unless_it_is_large(tmp_p
     resumed = load(checkpoints(tmp_path)[0], make_env("cartpole", 1))
     assert resumed.num_timesteps == 48
     assert fingerprint(resumed.learn(40, reset_num_timesteps=False)) == fingerprint(model)
+
+
+def test_without_a_thread_to_spare_training_waits_for_its_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    model = make_model("cartpole", 1).learn(60, callback=ResumableCheckpointCallback(48, tmp_path))
+    assert load(checkpoints(tmp_path)[0]).num_timesteps == 48
+    assert not WRITER.locked()
+    save(model, tmp_path)
 
 
 @pytest.mark.parametrize("most", [2**31, 0], ids=["beside the training", "at once"])

@@ -119,6 +119,7 @@ def test_a_wrong_argument_is_named_with_its_value_before_anything_is_built(argum
             r"features_extractor_kwargs=\{'features_dim': 256\}: NatureConvolutions has no linear layer, set net_arch",
         ),
         ({"policy_kwargs": {"net_arch": [64, -3]}}, ValueError, r"net_arch=\[64, -3\]: must be a list of integers"),
+        ({"policy_kwargs": {"net_arch": np.array([64, 64])}}, ValueError, r"net_arch=array\(\[64, 64\]\): must be a list of"),
         ({"policy_kwargs": {"net_arch": [2.5]}}, ValueError, r"net_arch=\[2.5\]: must be a list of integers"),
         ({"policy_kwargs": {"net_arch": {"pi": [64]}}}, ValueError, r"net_arch=\{'pi': \[64\]\}: must be a list of integers"),
         ({"optimize_memory_usage": True}, ValueError, "optimize_memory_usage=True"),
@@ -141,6 +142,20 @@ def test_a_discount_that_the_replay_does_not_take_is_named():
     with pytest.warns(UserWarning, match=r"gamma=0.9 has no effect with .*NStepReplayBuffer.*, whose own is 0.99"):
         RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, **own)
     RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, replay_buffer_kwargs={"gamma": 0.9}, **own)  # warnings are errors
+
+
+class Extended(RainbowDQN):
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+def test_a_subclass_may_pass_its_arguments_on(tmp_path):
+    model = Extended("MlpPolicy", "CartPole-v1", prioritized=False, n_steps=1, gamma=0.9, buffer_size=50)
+    model.save(tmp_path / "extended")
+    assert Extended.load(tmp_path / "extended").gamma == 0.9
+    with pytest.warns(UserWarning, match="gamma=0.9 has no effect"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", gamma=0.9, replay_buffer_class=NStepReplayBuffer, buffer_size=50)
+    Extended("MlpPolicy", "CartPole-v1", gamma=0.9, replay_buffer_class=NStepReplayBuffer, buffer_size=50)
 
 
 def test_n_steps_that_the_replay_does_not_take_are_named():

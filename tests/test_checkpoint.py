@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN, policies
 from sb3_rainbow.checkpoint import CorruptCheckpointError, ResumableCheckpointCallback, latest, load, restore, save
 from sb3_rainbow.checkpoint.encoding import Unencodable, _import, encode_object, restore_object
-from sb3_rainbow.checkpoint.folder import MANIFEST, checkpoints, write_manifest
+from sb3_rainbow.checkpoint.folder import MANIFEST, checkpoints, verify, write_manifest, writing
 
 resource = pytest.importorskip("resource", reason="not on this system")
 SCRIPT = Path(__file__).with_name("resumable_training.py")
@@ -325,6 +326,16 @@ def test_planted_code_does_not_run(saved, tmp_path, monkeypatch):
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize("dtypes", [("<i8", "|O"), ("|O", "<i8"), ("<i8", [("pointer", "O")])], ids=str)
+def test_bytes_are_not_taken_for_objects_nor_objects_for_bytes(dtypes):
+    base, seen_as = dtypes
+    numbers = np.ones(1, np.int64)
+    of = {"!": "array", "of": "x"} if base == "<i8" else {"!": "objects", "of": [None], "shape": [1]}
+    node = {"!": "view", "of": of, "dtype": seen_as, "shape": [1], "strides": [8], "offset": 0}
+    with pytest.raises(ValueError, match="env: a view of objects"):
+        restore_object(numbers, node, {"x": numbers}, "env")
+
+
 def test_no_file_changes_what_an_environment_was_set_up_with():
     env, arrays = gym.make("CartPole-v1"), {}
     env.reset(seed=0)
@@ -527,6 +538,29 @@ def test_the_callback_goes_on_with_new_episodes_where_the_environment_cannot_be_
     assert model.replay_buffer.timeouts[59] == 1
 
 
+class Drawing(Secretive):
+    """Its first observation is a number that it draws."""
+
+    def reset(self, **kwargs):
+        obs, info = super().reset(**kwargs)
+        return np.full_like(obs, self.np_random.random()), info
+
+
+def test_training_does_not_see_its_first_episodes_again_and_again_where_the_environment_cannot_be_read(tmp_path):
+    def first_observations(*steps: int) -> Iterator[float]:
+        for step in steps:
+            save(RainbowDQN("MlpPolicy", env(), buffer_size=200, seed=0).learn(step), tmp_path / str(step))
+            yield load(tmp_path / str(step), env())._last_obs[0, 0].item()
+
+    def env() -> DummyVecEnv:
+        return DummyVecEnv([lambda: Drawing(gym.make("CartPole-v1"))])
+
+    start = env()
+    start.seed(0)
+    assert len({start.reset()[0, 0].item(), *first_observations(30, 40)}) == 3
+    assert [*first_observations(30)] == [*first_observations(30)]
+
+
 class Mood(Enum):
     CALM = 1
     WILD = 2
@@ -570,6 +604,13 @@ class Intricate(gym.Env):
         self.recent = deque(maxlen=3)
         self.later = {}
         self.mixed = {"function": len, "number": 0, 5: Part(2), "list": [Part(3), 1]}
+        self.draw = np.random.default_rng(6).random  # of a generator that is nowhere else
+        self.roll = self.dice.random
+        self.shared_draw = np.random.random
+        for part in self.parts:
+            part.others = self.parts  # in a circle
+        self.cells = {(0, 0): Part(4)}
+        self.cells[0, 0].grid = self.cells
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -580,7 +621,8 @@ class Intricate(gym.Env):
         return np.clip(self.state, -9, 9).astype(np.float32)
 
     def step(self, action):
-        noise = self.same_generator.normal() + self.generator.normal() + self.dice.random()
+        noise = self.same_generator.normal() + self.generator.normal() + self.dice.random() + self.draw() - self.roll()
+        self.cells[0, 0].grid[0, 0].value += 1
         self.state = self.state + noise * self.current.value + len(self.recent) / 9 + self.mixed["number"] / 99
         self.whole = self.state[:2] * 0.5  # now of another dtype
         self.column += 1
@@ -597,7 +639,7 @@ class Intricate(gym.Env):
         self.mixed[5].value += self.mixed["list"][0].value
         self.mixed["list"][1] += 1
         reward = self.pair.second.sum() % 3 + self.counts[1] % 2 + self.mixed[5].value % 2 + self.whole.sum() % 1
-        reward += self.grid.sum() % 5 + self.tail.sum() + sum(self.later["recent"])
+        reward += self.grid.sum() % 5 + self.tail.sum() + sum(self.later["recent"]) + self.cells[0, 0].value % 3
         return self._obs(), float(reward), bool(abs(self.state).max() > 8), False, {}
 
 
@@ -615,8 +657,32 @@ def test_state_of_all_kinds_is_restored(tmp_path):
     assert np.shares_memory(first.grid, first.column)
     assert np.shares_memory(first.tail, first.last)
     assert not np.shares_memory(first.grid, first.tail)
+    assert first.roll.__self__ is first.dice
+    assert first.draw.__self__ is not first.generator
+    assert first.shared_draw == np.random.random
+    assert first.parts[1].others is first.parts
+    assert first.cells[0, 0].grid is first.cells
     loaded.learn(100, reset_num_timesteps=False)
     assert fingerprint(loaded) == fingerprint(model)
+
+
+class Deck(list):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["list", "masked", "legacy"])
+def test_what_would_be_lost_is_unreadable(kind):
+    env = gym.make("CartPole-v1")
+    env.unwrapped.extra = {
+        "list": Deck([1, 2]),
+        "masked": np.ma.masked_array([1, 2], mask=[True, False]),
+        "legacy": np.random.RandomState(0).rand,
+    }[kind]
+    if kind == "list":
+        encode_object(env, {}, "env")  # only its items
+        env.unwrapped.extra.drawn = 3
+    with pytest.raises(Unencodable, match=r"env.*\.extra"):
+        encode_object(env, {}, "env")
 
 
 class Hooked(Secretive):
@@ -780,6 +846,40 @@ def test_an_interrupt_leaves_a_model_that_can_be_saved_and_the_last_checkpoint(t
     model.save(tmp_path / "model")
     save(model, tmp_path)
     model.learn(50, reset_num_timesteps=False)
+
+
+def test_two_that_write_into_one_folder_do_not_mix(tmp_path):
+    def write_both():
+        with writing(tmp_path, 5, keep=2) as (first, _):
+            (first / "state.json").write_text("of the first")
+            with writing(tmp_path, 6, keep=2) as (second, _):  # takes what the first writes for something left over
+                (second / "state.json").write_text("of the second")
+                with pytest.raises(FileNotFoundError):
+                    (first / "more").write_text("of the first")
+                write_manifest(second, {}, {})
+            write_manifest(first, {}, {})
+
+    with pytest.raises(FileNotFoundError):
+        write_both()
+    (written,) = tmp_path.iterdir()
+    assert {path.name for path in written.iterdir()} == {"state.json", MANIFEST}
+    assert (written / "state.json").read_text() == "of the second"
+
+
+def test_a_reader_looks_again_if_all_is_replaced_meanwhile(tmp_path, monkeypatch):
+    def write(step):
+        with writing(tmp_path, step, keep=1) as (temporary, _):
+            write_manifest(temporary, {}, {})
+
+    def replaced(path):
+        if path.name.split("_")[1] == f"{1:012d}":
+            write(2)
+        return verify(path)
+
+    write(1)
+    monkeypatch.setattr("sb3_rainbow.checkpoint.folder.verify", replaced)
+    with pytest.warns(RuntimeWarning, match="not a manifest"):
+        assert latest(tmp_path).name == f"step_{2:012d}_000002"
 
 
 class Stopped(RainbowDQN):

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv, FakeImageEnv, IdentityEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_rainbow import RainbowDQN, envs
+from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN, envs
 from sb3_rainbow.export import export_onnx, main
 from sb3_rainbow.sweep.suite import check_known
 
@@ -118,6 +118,13 @@ def test_the_command_line_writes_the_file_and_the_model_stays_as_it_was(tmp_path
     q_values = run(tmp_path / "second.onnx", {"observation": obs})
     with th.no_grad():
         np.testing.assert_allclose(q_values, model.q_net(th.from_numpy(obs)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_whose_replay_was_on_a_gpu_is_exported(tmp_path):
+    on_gpu = {"replay_buffer_class": PrioritizedNStepReplayBuffer, "storage_device": "cuda"}
+    RainbowDQN("MlpPolicy", "CartPole-v1", prioritized=False, n_steps=1, **on_gpu).save(tmp_path / "model.zip")
+    main([str(tmp_path / "model.zip"), str(tmp_path / "model.onnx")])
+    assert run(tmp_path / "model.onnx", {"observation": np.zeros((2, 4), np.float32)}).shape == (2, 2)
 
 
 def test_a_model_trained_with_hindsight_is_exported(tmp_path):

@@ -59,7 +59,8 @@ def test_the_callback_goes_on_in_rl_zoo_where_it_was(tmp_path):
     _, (line,) = [block.splitlines() for block in blocks("sh") if "rl_zoo3" in block]
     command = [*line.replace("python", sys.executable, 1).split(), "--eval-freq", "-1"]
     for number, (total, own) in enumerate([(300, 300), (500, 200)], start=1):
-        run(*command, "-n", str(total), folder=tmp_path)
+        output = run(*command, "-n", str(total), folder=tmp_path)
+        assert ("Going on from" in output) == (number == 2)
         assert len(list((tmp_path / "checkpoints/CartPole-v1_0").glob(f"step_*{total}_*"))) == 1
         (monitor,) = (tmp_path / f"logs/rainbow/CartPole-v1_{number}").glob("*.monitor.csv")
         steps = sum(int(line.split(",")[1]) for line in monitor.read_text().splitlines()[2:])
@@ -118,7 +119,24 @@ def test_every_option_that_a_command_has_is_one(module, tmp_path):
             assert not option.startswith("-") or option in known, command
 
 
-def test_every_file_and_target_it_names_is_there():
+def test_every_script_that_a_page_names_is_there():
+    named = {name for page in PAGES for name in re.findall(r"\b(?:benchmarks|examples|tests)/[\w/]+\.py\b", page.read_text())}
+    assert len(named) > 5
+    for name in named:
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_first_command_trains_with_our_settings_for_short_budgets():
+    def commands(*variables: str) -> str:
+        return run("make", "-n", "train", *variables, folder=ROOT)
+
+    assert "--env BreakoutNoFrameskip-v4 -n 7 " in commands("STEPS=7")
+    assert " -conf low_budget\n" in commands()
+    assert "show_run.py logs/rainbow --env BreakoutNoFrameskip-v4" in commands()
+    assert "-conf" not in commands("ENV=CartPole-v1")
+
+
+def test_every_preset_and_target_it_names_is_there():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     for target in re.findall(r"make ([\w-]+)", README):
         assert target in targets, target

@@ -369,6 +369,57 @@ def test_what_looks_like_a_stack_and_is_none_is_counted_once_it_is_seen():
     assert buffer.size_gib * 2**30 == pytest.approx(buffer.nbytes, rel=0.02)
 
 
+def test_short_episodes_are_estimated_with_their_last_frames():
+    space = spaces.Box(0, 255, (4, 20, 20), np.uint8)
+
+    def estimate(**arguments):
+        return PrioritizedNStepReplayBuffer.estimate_memory(1000, space, ACTIONS, **arguments)
+
+    buffer = PrioritizedNStepReplayBuffer(1000, space, ACTIONS, "cpu")
+    rng = np.random.default_rng(0)
+
+    def follow(stack):
+        return np.concatenate((stack[:, 1:], rng.integers(1, 255, (1, 1, 20, 20), np.uint8)), axis=1)
+
+    empty = np.zeros((1, *space.shape), np.uint8)
+    stack = follow(empty)
+    for step in range(1, 1051):
+        next_stack = follow(stack)
+        buffer.add(stack, next_stack, np.zeros(1), np.zeros(1), np.array([step % 5 == 0]), [{}])
+        stack = next_stack if step % 5 else follow(empty)
+    assert buffer.nbytes == pytest.approx(estimate(episode_length=5), rel=0.03)
+    assert estimate(episode_length=5) > 1.1 * estimate()
+
+
+def test_what_the_caller_knows_of_stacks_comes_before_a_guess():
+    space = spaces.Box(0, 255, (4, 20, 20), np.uint8)
+    estimate = PrioritizedNStepReplayBuffer.estimate_memory
+    stacked, single = (estimate(100, space, ACTIONS, n_stack=n_stack) for n_stack in (4, 1))
+    assert stacked == estimate(100, space, ACTIONS)
+    assert single - stacked == pytest.approx(100 * 3 * 400, rel=0.05)  # of each transition three frames more
+
+
+@pytest.mark.parametrize(("free", "device"), [(1.2, "cuda"), (1.05, "cpu")])
+def test_the_replay_lies_on_the_gpu_if_it_fits_with_a_tenth_to_spare(monkeypatch, free, device):
+    allocated = []
+    monkeypatch.setattr(th.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(th.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(PrioritizedNStepReplayBuffer, "_allocate", lambda self, device, seed: allocated.append(device.type))
+    needed = PrioritizedNStepReplayBuffer.estimate_memory(1000, IMAGES, ACTIONS)
+    monkeypatch.setattr("sb3_rainbow.replay.buffer.available_memory", lambda device: int(free * needed))
+    PrioritizedNStepReplayBuffer(1000, IMAGES, ACTIONS, "cuda", storage_device="auto")
+    PrioritizedNStepReplayBuffer(1000, IMAGES, ACTIONS, "cpu", storage_device="auto")
+    PrioritizedNStepReplayBuffer(1000, IMAGES, ACTIONS, "cpu", storage_device="cuda:1")  # saved where there were two
+    assert allocated == [device, "cpu", "cpu"]
+
+
+def test_alpha_stays():
+    buffer = PrioritizedNStepReplayBuffer(9, IMAGES, ACTIONS, "cpu", alpha=0.3)
+    with pytest.raises(AttributeError, match="alpha"):
+        buffer.alpha = 0.6
+    assert copy.deepcopy(buffer).alpha == 0.3
+
+
 @pytest.mark.parametrize(("argument", "value"), [("n_envs", 0), ("n_stack", -2), ("episode_length", 0), ("buffer_size", 0)])
 def test_an_estimate_of_what_cannot_be_is_refused(argument, value):
     with pytest.raises(ValueError, match=f"^{argument}={value}: must be"):

@@ -181,6 +181,7 @@ def test_dict_observations_with_images_train(n_envs, parts):
         **parts,
     )
     model.learn(100)
+    assert model._n_updates > 0
     evaluate_policy(model, env, n_eval_episodes=1, warn=False)
 
 
@@ -328,6 +329,7 @@ def test_statistics_move_in_training_only_and_are_copied_to_the_target():
 def test_atari_trains(n_envs):
     env = VecFrameStack(make_atari_env("BreakoutNoFrameskip-v4", n_envs, seed=0), 4)
     model = RainbowDQN("CnnPolicy", env, buffer_size=500, learning_starts=50, seed=0).learn(100)
+    assert model._n_updates > 0
     assert sum(p.numel() for p in model.q_net.parameters()) == 6_507_690
     assert model.replay_buffer._observations._stores[""].n_stack == 4
     env.close()

@@ -24,12 +24,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
-from sb3_rainbow.sweep.attempt import attempts, begin
+from sb3_rainbow.sweep.attempt import attempts, begin, zoo_arguments
 from sb3_rainbow.sweep.attempt import finish as finish_attempt
 from sb3_rainbow.sweep.curve import EpisodeCurve
-from sb3_rainbow.sweep.engine import Processes
+from sb3_rainbow.sweep.engine import Processes, arguments, launch
 from sb3_rainbow.sweep.search import finished, load_study
-from sb3_rainbow.sweep.suite import Run, claim, expand, read
+from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
 from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
 
 SMALL = {"learning_starts": 100, "train_freq": 4, "gradient_steps": 1, "policy_kwargs": "dict(net_arch=[16])"}
@@ -464,6 +464,36 @@ SEARCH: dict[str, Any] = {
 }
 
 
+def test_a_search_that_has_trials_goes_on_with_the_same_settings_and_none_running(tmp_path, monkeypatch):
+    import optuna
+    from optuna.trial import TrialState
+
+    path, states = write(tmp_path, SEARCH), []
+    run = expand("s", read(path)[1], tmp_path)[0]
+
+    def study() -> optuna.Study:
+        return load_study(run.search["storage"], run.search["study_name"])
+
+    monkeypatch.setattr(driver, "sweep", lambda *_: states.extend(trial.state for trial in study().trials) or {})
+
+    def begin_again(**changed: Any) -> int:
+        write(tmp_path, SEARCH | changed)
+        return driver.main([str(path), "--out", str(tmp_path), "--engine", "processes"])
+
+    run.folder.mkdir(parents=True)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(run.search["storage"]))
+    optuna.create_study(storage=storage, study_name=run.search["study_name"])
+    assert begin_again() == 0
+    assert begin_again(envs={"CartPole-v1": 300}) == 0  # nothing has been tried
+    for worker in ("rainbow-CartPole-v1-worker-9", "rainbow-CartPole-v1-worker-0", "by-hand"):
+        study().ask().set_user_attr("worker", worker)
+    study().tell(study().ask(), 1.0)
+    assert begin_again(envs={"CartPole-v1": 300}) == 0
+    assert states == [TrialState.FAIL, TrialState.FAIL, TrialState.RUNNING, TrialState.COMPLETE]
+    with pytest.raises(ValueError, match="worker-0: steps=200, but .* was begun with 300"):
+        begin_again()
+
+
 def test_the_best_trial_is_that_of_all_workers(tmp_path):
     runs = expand("s", read(write(tmp_path, SEARCH))[1], tmp_path)
     for run, value in zip(runs, (9.0, 7.0), strict=True):
@@ -648,6 +678,38 @@ def test_the_benchmarks_suites_are_right_and_their_results_are_of_them():
         for run in done:
             claim(run)
     assert n_done > 10
+
+
+def test_only_takes_the_runs_whose_names_contain_it(tmp_path, monkeypatch):
+    taken = []
+    monkeypatch.setattr(driver, "sweep", lambda runs, *_: taken.extend(run.name for run in runs) or {})
+    path = write(tmp_path, FOUR)
+    assert driver.main([str(path), "--out", str(tmp_path), "--engine", "processes", "--only", "one-CartPole"]) == 0
+    assert taken == ["rainbow-one-CartPole-v1-0", "rainbow-one-CartPole-v1-1"]
+    assert sorted(run.name for run in (tmp_path / "s").iterdir()) == taken
+
+
+@pytest.mark.parametrize(("share", "seen"), [({"num_cpus": 2}, ""), ({"num_cpus": 0.5, "num_gpus": 0.25}, "0,1")])
+def test_a_run_gets_its_share_and_the_modules_beside_its_suite(tmp_path, monkeypatch, share, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.syspath_prepend(tmp_path)  # undoes what check_known adds
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/own_games.py").write_text("import gymnasium\ngymnasium.register('Own-v0', lambda: None)\n")
+    suite = TWO | share | {"envs": {"Own-v0": 10}, "gym_packages": ["own_games"]}
+    name, read_suite = read(write(tmp_path / "beside", suite))
+    check_known(name, read_suite, str(tmp_path / "beside"))
+    run = expand(name, read_suite, tmp_path, str(tmp_path / "beside"))[0]
+
+    launched = Mock()
+    monkeypatch.setattr(subprocess, "Popen", launched)
+    launch(*arguments(run))
+    environment = launched.call_args.kwargs["env"]
+    assert environment["OMP_NUM_THREADS"] == str(max(1, int(share["num_cpus"])))
+    assert environment["CUDA_VISIBLE_DEVICES"] == seen
+    assert environment["PYTHONPATH"].split(os.pathsep)[-1] == str(tmp_path / "beside")
+    options = zoo_arguments(run, tmp_path)
+    assert options[options.index("--num-threads") + 1] == environment["OMP_NUM_THREADS"]
+    assert options[options.index("--gym-packages") + 1] == "own_games"
 
 
 @pytest.fixture

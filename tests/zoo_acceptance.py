@@ -242,6 +242,7 @@ def test_other_algorithms_keep_their_own_config(install):
 
 def test_the_hook_can_be_switched_off_and_our_own_entry_works_without_it(install):
     result = install.zoo("train", "--help", SB3_RAINBOW_NO_ZOO="1")
+    assert result.code == 0, result.output
     assert "rainbow" not in result.output
     result = install.run("-m", "sb3_rainbow.zoo", "train", "--help", SB3_RAINBOW_NO_ZOO="1")
     assert result.code == 0, result.output
@@ -264,7 +265,9 @@ def test_without_the_startup_line_our_own_entry_trains(install):
     kept = line.read_text()
     line.unlink()
     try:
-        assert install.zoo("train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 10).code != 0
+        result = install.zoo("train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 10)
+        assert result.code != 0
+        assert "invalid choice: 'rainbow'" in result.output
         folder = install.folder / "own"
         arguments = ["train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 300, "--eval-freq", -1, "-f", folder]
         result = install.run("-m", "sb3_rainbow.zoo", *arguments)

@@ -1,5 +1,6 @@
 """Checkpoints during training, and going on from them."""
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -124,12 +125,14 @@ class ResumableCheckpointCallback(BaseCallback):
             WRITER.release()
             raise
         self._saved_at = self.model.num_timesteps
-        if copied is None:
-            self._write(snapshot, path)
-            self._finish()
-        else:
-            self._writer = threading.Thread(target=self._write, args=(copied, path))
-            self._writer.start()
+        if copied is not None:
+            writer = threading.Thread(target=self._write, args=(copied, path))
+            with contextlib.suppress(RuntimeError):  # there may be no thread left
+                writer.start()
+                self._writer = writer
+                return
+        self._write(snapshot, path)
+        self._finish()
 
     def _write(self, snapshot: Snapshot, path: Path) -> None:
         try:

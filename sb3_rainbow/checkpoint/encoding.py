@@ -49,6 +49,9 @@ SCHEDULES = (
     *(f"stable_baselines3.common.utils:{name}" for name in ("ConstantSchedule", "FloatSchedule", "LinearSchedule")),
     "rl_zoo3.utils:SimpleLinearSchedule",
 )
+#: Random generators, whose methods have state; those of the modules are stored with the model
+DRAWING = (random.Random, np.random.Generator, np.random.RandomState)
+OF_MODULES = (random._inst, np.random.mtrand._rand)
 GENERATORS = {name: getattr(np.random, name) for name in ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")}
 
 
@@ -219,6 +222,8 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     memo = {} if memo is None else memo
     if isinstance(target, Enum):
         return {"!": "enum", "of": target.name}
+    if (owner := _generator_behind(target)) is not None:
+        return {"!": "method", "name": target.__name__, "of": encode_object(owner, arrays, f"{path}.__self__", memo)}
     if isinstance(target, SETTINGS):
         return {"!": "skip", "name": getattr(target, "__qualname__", "")}
     if target is None or type(target) in (bool, int, float, str, bytes) or isinstance(target, np.generic):
@@ -226,6 +231,8 @@ def encode_object(target: Any, arrays: Arrays, path: str, memo: dict[int, str] |
     if id(target) in memo:
         return {"!": "ref", "of": memo[id(target)]}
     memo[id(target)] = path
+    if isinstance(target, np.ndarray | dict | list | tuple | deque) and _has_more_than_items(target):
+        raise Unencodable(f"{path} is {type(target).__module__}.{type(target).__qualname__}")
     if isinstance(target, np.ndarray) and isinstance(target.base, np.ndarray):
         return _encode_view(target, arrays, path, memo)
     if isinstance(target, np.ndarray | th.Tensor | np.random.Generator):
@@ -276,6 +283,17 @@ def _has_more_than_attributes(kind: type) -> bool:
     return kind is not SimpleNamespace and (slots or kind.__basicsize__ > PLAIN_SIZE)
 
 
+def _generator_behind(target: Any) -> Any:
+    """Whose method it is; None if it is none, or draws from a generator that all share."""
+    owner = target.__self__ if isinstance(target, MethodType | BuiltinFunctionType) else None
+    return owner if isinstance(owner, DRAWING) and not any(owner is shared for shared in OF_MODULES) else None
+
+
+def _has_more_than_items(target: Any) -> bool:
+    """A list with attributes, a masked array."""
+    return bool(getattr(target, "__dict__", None)) or isinstance(target, np.ma.MaskedArray)
+
+
 def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, str]) -> Json:
     """A part of another array's memory: what is written to the one is to be seen in the other. Rare kinds are copied."""
     base: Any = view.base
@@ -319,7 +337,13 @@ def restore_object(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
         value = _restore_items(target, node, arrays, path, memo)
     elif kind == "view":
         base = restore_object(None, node["of"], arrays, f"{path}.base", memo)
+        if np.dtype(node["dtype"]).hasobject or not isinstance(base, np.ndarray) or base.dtype.hasobject:
+            raise ValueError(f"{path}: a view of objects, which are no plain memory")
         value = np.ndarray(node["shape"], node["dtype"], base, node["offset"], node["strides"])
+    elif kind == "method":
+        if (owner := _generator_behind(target)) is None or target.__name__ != node["name"]:
+            raise ValueError(f"{path} is {target!r}: in the checkpoint it is {node['name']} of a random generator")
+        value = getattr(restore_object(owner, node["of"], arrays, f"{path}.__self__", memo), target.__name__)
     else:
         value = _restore_leaf(kind, target, node, arrays, path)
     memo[path] = value
@@ -365,20 +389,29 @@ def _restore_items(target: Any, node: Json, arrays: Arrays, path: str, memo: dic
     else:
         old = {}
     keys = range(len(node["of"])) if node["keys"] is None else [decode(key, arrays) for key in node["keys"]]
+    value: Any = None
+    if issubclass(kind, dict):
+        value = copy.copy(target) if type(target) is kind else kind()  # with its default_factory
+        value.clear()
+    elif issubclass(kind, deque):
+        value = kind((), node["maxlen"])
+    elif kind is list:
+        value = []
+    if value is not None:
+        memo[path] = value  # before its items, which may refer to it
     items = []
     for i, (key, child) in enumerate(zip(keys, node["of"], strict=True)):
         if isinstance(child, dict) and child.get("!") in ("skip", "object", "ale", "state_dict") and key not in old:
             raise ValueError(f"{path}/{key}: an object that is not there before the environment is used")
         items.append(restore_object(old.get(key), child, arrays, f"{path}/{i}", memo))
-    if issubclass(kind, dict):
-        value = copy.copy(target) if type(target) is kind else kind()  # with its default_factory
-        value.clear()
-        for key, item in zip(keys, items, strict=True):  # a Counter's update would count
-            value[key] = item
+    if value is None:
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    if not isinstance(value, dict):
+        value.extend(items)
         return value
-    if issubclass(kind, deque):
-        return kind(items, node["maxlen"])
-    return kind(*items) if hasattr(kind, "_fields") else kind(items)
+    for key, item in zip(keys, items, strict=True):  # a Counter's update would count
+        value[key] = item
+    return value
 
 
 def _check_class(target: Any, node: Json, path: str) -> None:

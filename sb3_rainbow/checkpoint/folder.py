@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import threading
+import uuid
 import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,8 @@ def writing(folder: Path, step: int, keep: int) -> Iterator[tuple[Path, Path]]:
     for leftover in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     number = 1 + max(map(_number, checkpoints(folder)), default=0)
-    temporary, final = folder / f"{_TEMPORARY}{number}", folder / f"{_PREFIX}{step:012d}_{number:06d}"
+    final = folder / f"{_PREFIX}{step:012d}_{number:06d}"
+    temporary = folder / f"{_TEMPORARY}{number}_{uuid.uuid4().hex}"  # if two write all the same, one fails: they do not mix
     temporary.mkdir()
     try:
         yield temporary, final
@@ -144,13 +146,15 @@ def latest(folder: str | os.PathLike[str]) -> Path | None:
     :return: its path; None if there is none
     :raises ValueError: if another version of sb3-rainbow has written the newest in another format
     """
-    for path in reversed(checkpoints(Path(folder))):
-        try:
-            verify(path)
-        except CorruptCheckpointError as error:
-            warnings.warn(f"{error}. The checkpoint before it is taken", RuntimeWarning, stacklevel=2)
-        else:
-            return path
+    found: list[Path] = []
+    while found != (found := checkpoints(Path(folder))):  # again, if all were replaced while they were read
+        for path in reversed(found):
+            try:
+                verify(path)
+            except CorruptCheckpointError as error:
+                warnings.warn(f"{error}. The checkpoint before it is taken", RuntimeWarning, stacklevel=2)
+            else:
+                return path
     return None
 
 

@@ -260,7 +260,8 @@ class AtariGame:
     def _wait(self) -> None:
         """Until the waiting emulator has begun its game."""
         if self._starting is not None:
-            self._starting.result()
+            # Not yet begun: whoever is before it in the pool may be waiting as this does
+            (self._emulators[1].start if self._starting.cancel() else self._starting.result)()
             self._starting = None
 
     def _finish(self, monitor: Monitor[Any, Any], n_frames: int) -> dict[str, Any]:

@@ -47,6 +47,15 @@ def allocate(shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> Arra
     return zeros if on_numpy(device) else th.zeros(shape, dtype=th.from_numpy(zeros).dtype, device=device)
 
 
+def device_at_hand(device: th.device | str) -> th.device:
+    """
+    :param device: where arrays shall be
+    :return: it, or the CPU for a GPU that this machine does not have
+    """
+    device = th.device(device)
+    return th.device("cpu") if device.type == "cuda" and (device.index or 0) >= th.cuda.device_count() else device
+
+
 def available_memory(device: th.device) -> int:
     """
     :param device: any

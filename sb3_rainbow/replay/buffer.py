@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,11 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.preprocessing import get_action_dim
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow.arguments import check_choice, check_integer, check_number, check_seed, check_storage_device
 from sb3_rainbow.process import keep_freed_memory
-from sb3_rainbow.replay.arrays import Array, available_memory, check_memory, to_array, to_numpy, to_tensor
+from sb3_rainbow.replay.arrays import Array, available_memory, check_memory, device_at_hand, to_array, to_numpy, to_tensor
 from sb3_rainbow.replay.observations import ArrayObs, Obs, ObservationStore, as_shape
 from sb3_rainbow.replay.priorities import PrioritySampler
 from sb3_rainbow.replay.transitions import TransitionStore
@@ -89,13 +88,13 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage, self.handle_timeout_termination = False, handle_timeout_termination
-        self.n_steps, self.gamma, self.alpha, self.weight_norm = n_steps, gamma, alpha, weight_norm
+        self.n_steps, self.gamma, self._alpha, self.weight_norm = n_steps, gamma, alpha, weight_norm
         self._action_dtype = _action_dtype(action_space)
         if storage_device == "auto":  # the training device, if everything fits there with a tenth to spare
             needed = self.estimate_memory(buffer_size, observation_space, action_space, n_envs)
             fits = self.device.type == "cuda" and needed <= 0.9 * available_memory(self.device)
             storage_device = self.device if fits else "cpu"
-        self._allocate(get_device(storage_device), seed)
+        self._allocate(device_at_hand(storage_device), seed)
 
     def _allocate(self, device: th.device, seed: int | None) -> None:
         """Make the rooms. Untouched memory costs nothing on the CPU; the observations wait for the first ``add``."""
@@ -105,7 +104,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         check_memory(n_leaves, n_leaves * _bytes_per_leaf(self.action_space), device)
         self._transitions = TransitionStore(*shape, self.action_dim, self._action_dtype, device)
         self._observations = ObservationStore(self.observation_space, *shape, device)
-        self._priorities = PrioritySampler(n_leaves, self.alpha, self.weight_norm, device, seed)
+        self._priorities = PrioritySampler(n_leaves, self._alpha, self.weight_norm, device, seed)
         # By slot, what was added that is not finite, for the next sample to raise
         self._non_finite: dict[int, str] = {}
 
@@ -140,6 +139,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         n_slots = max(buffer_size // n_envs, 1)
         store = ObservationStore(observation_space, n_slots, n_envs, th.device("cpu"))
         return store.estimate_memory(None, n_stack, episode_length) + n_slots * n_envs * _bytes_per_leaf(action_space)
+
+    alpha = property(attrgetter("_alpha"), doc="Priority exponent. It stays, as the priorities are stored raised to it.")
 
     @property
     def nbytes(self) -> int:
@@ -430,8 +431,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         held = state.pop("_state")
         self.__dict__.update(state)
-        if self.storage_device.type == "cuda" and (self.storage_device.index or 0) >= th.cuda.device_count():
-            self.storage_device = th.device("cpu")
+        self.storage_device = device_at_hand(self.storage_device)
         self.load_state(held)
 
     def _note_non_finite(self, reward: np.ndarray, *observations: dict[str, np.ndarray]) -> None:

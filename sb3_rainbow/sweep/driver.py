@@ -15,7 +15,7 @@ import torch as th
 
 from sb3_rainbow.arguments import check_integer
 from sb3_rainbow.sweep.engine import Engine, Processes, Ray
-from sb3_rainbow.sweep.search import prepare
+from sb3_rainbow.sweep.search import finished, give_up_trials, prepare
 from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
 from sb3_rainbow.sweep.table import Board, View, results, view
 
@@ -120,10 +120,13 @@ def main(argv: list[str] | None = None) -> int:
     if not all_done and not _on_cluster(args) and suite["num_gpus"] > (most := th.cuda.device_count()):
         raise ValueError(f"{name}: num_gpus={suite['num_gpus']}: must be at most {most}, the GPUs of this machine")
 
+    workers = [run for run in runs if run.search and not run.is_done]
     for run in runs:
-        claim(run)
-    for storage in {run.search["storage"] for run in runs if run.search and not run.is_done}:
+        claim(run, has_trials=run in workers and finished(run)[0] > 0)
+    for storage in {run.search["storage"] for run in workers}:
         prepare(storage)
+    for run in workers:
+        give_up_trials(run, all_workers=True)
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt

@@ -66,7 +66,7 @@ def optimize(run: Run, attempt: Path) -> None:
     :param run: a worker
     :param attempt: folder of the attempt
     """
-    _give_up_trials(run)
+    give_up_trials(run, all_workers=False)
     _sign_trials(run)
     arguments = zoo_arguments(run, attempt)
     # Workers that sample by the same seed would try the same values, and so would one that is started again, or goes on
@@ -83,16 +83,23 @@ def optimize(run: Run, attempt: Path) -> None:
     finish(run, attempt, result, time.perf_counter() - start, arguments, best_params=best.params, best_value=best.value)
 
 
-def _give_up_trials(run: Run) -> None:
-    """A trial that this worker left when it was killed would count as running for ever."""
+def give_up_trials(run: Run, all_workers: bool) -> None:
+    """
+    Let trials fail that were left by workers which were killed: they would count as running for ever.
+
+    :param run: a worker, that does not work yet
+    :param all_workers: trials of all workers of its sweep, of which none works yet; else of this one
+    """
     from optuna.trial import TrialState
 
     try:
         study = load_study(run.search["storage"], run.search["study_name"])
     except KeyError:
         return
+    sweep, _, _ = run.name.rpartition("-")
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        if trial.user_attrs.get("worker") == run.name:
+        worker = trial.user_attrs.get("worker", "")
+        if worker == run.name or (all_workers and worker.rpartition("-")[0] == sweep):
             study.tell(trial.number, state=TrialState.FAIL)
 
 

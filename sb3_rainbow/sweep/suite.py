@@ -97,18 +97,19 @@ class Run(NamedTuple):
         return cls(**fields | {"folder": Path(fields["folder"])})
 
 
-def claim(run: Run) -> None:
+def claim(run: Run, has_trials: bool = False) -> None:
     """
-    Write down in a run's folder what it is. From its first checkpoint on it must be the same: nothing goes on with other
-    settings, and what is done is not taken for something else.
+    Write down in a run's folder what it is. From its first checkpoint or trial on it must be the same: nothing goes on with
+    other settings, and what is done is not taken for something else.
 
     :param run: about to be started, or done
+    :param has_trials: of a search: whether any has been tried
     :raises ValueError: if its folder holds a run with other settings
     """
     path = run.folder / "run.json"
     if run.is_done:
         path = run.folder / "manifest.json"
-    elif not any(run.folder.glob("attempt-*/checkpoints/step_*")) or not path.exists():
+    elif not (has_trials or any(run.folder.glob("attempt-*/checkpoints/step_*"))) or not path.exists():
         run.folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".writing")
         temporary.write_text(run.to_json())
