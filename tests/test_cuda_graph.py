@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import small_models
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.vec_env import VecNormalize
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,10 +37,7 @@ def torch_replay(monkeypatch):
 
 
 def filled(policy: str = "MlpPolicy", **arguments) -> RainbowDQN:
-    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
-    env.observation_space.seed(0)
-    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": rate}
-    model = RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
+    model = small_models.filled(policy, learning_rate=rate, **arguments)
     model._current_progress_remaining = 0.5
     return model
 

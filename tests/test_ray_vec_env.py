@@ -75,6 +75,12 @@ def counting(n_envs: int, **settings: Any) -> RayVecEnv:
     return RayVecEnv([lambda i=i: Counting(i) for i in range(n_envs)], **settings)
 
 
+def test_options_of_ray_reach_the_actors():
+    env = counting(1, ray_options={"name": "simulator"})
+    assert ray.get_actor("simulator")._actor_id == env._actors[0]._actor_id
+    env.close()
+
+
 def pids_of(env: VecEnv) -> list[int]:
     """By environment, the process that it is in."""
     pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in env._actors])

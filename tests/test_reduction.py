@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from resumable_training import fingerprint
+from small_models import OFF
 from stable_baselines3 import DQN
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -14,7 +15,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_rainbow import RainbowDQN
 
-OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
 SETTINGS = {"learning_starts": 100, "target_update_interval": 50, "learning_rate": 1e-3, "policy_kwargs": {"net_arch": [32]}}
 
 

@@ -7,18 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.envs import FakeImageEnv
+from small_models import filled
 from stable_baselines3.common.logger import configure
 
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.policies import NatureConvolutions
-
-
-def filled(policy: str = "CnnPolicy", **arguments) -> RainbowDQN:
-    env = FakeImageEnv(screen_height=36, screen_width=36, n_channels=4, discrete=True, channel_first=True)
-    env.observation_space.seed(0)  # it draws its pictures from there, and a seed of the model does not reach it
-    settings = {"buffer_size": 200, "learning_starts": 60, "train_freq": 60, "seed": 0, "learning_rate": 1e-3}
-    return RainbowDQN(policy, env if policy == "CnnPolicy" else "CartPole-v1", **(settings | arguments)).learn(60)
 
 
 @pytest.mark.parametrize("has_bfloat16", [True, False])
@@ -34,7 +27,7 @@ def test_bfloat16_on_a_processor_without_it_is_warned_of(monkeypatch, has_bfloat
 
 
 def test_bfloat16_is_equal_within_its_rounding():
-    exact, rounded = filled(), filled(amp="bf16")
+    exact, rounded = filled("CnnPolicy"), filled("CnnPolicy", amp="bf16")
     batch = exact.replay_buffer.sample(32)
     errors = []
     for model in (exact, rounded):
@@ -51,7 +44,7 @@ def test_bfloat16_is_equal_within_its_rounding():
 
 @pytest.mark.parametrize("head", [{}, {"n_atoms": 51}, {"n_atoms": 20, "v_min": None, "v_max": None}], ids=str)
 def test_under_bfloat16_q_values_and_targets_are_float32(head, monkeypatch):
-    model = filled(amp="bf16", **head)
+    model = filled("CnnPolicy", amp="bf16", **head)
     seen = []
 
     def spied(method):
@@ -70,7 +63,7 @@ def test_under_bfloat16_q_values_and_targets_are_float32(head, monkeypatch):
 @pytest.mark.parametrize("noisy", ["factorised", False])
 @pytest.mark.parametrize("dueling", [True, False])
 def test_under_bfloat16_close_actions_are_still_told_apart(dueling, noisy):
-    model = filled(amp="bf16", dueling=dueling, noisy=noisy)
+    model = filled("CnnPolicy", amp="bf16", dueling=dueling, noisy=noisy)
     last = (model.q_net.advantage_stream if dueling else model.q_net.q_net)[-1]
     bias = "bias_mu" if noisy else "bias"
     values = th.full_like(getattr(last, bias), 2.0)
@@ -82,7 +75,7 @@ def test_under_bfloat16_close_actions_are_still_told_apart(dueling, noisy):
 
 @pytest.mark.parametrize("n_atoms", [1, 51])
 def test_bfloat16_learns_the_same(n_atoms):
-    exact, rounded = filled(n_atoms=n_atoms), filled(amp="bf16", n_atoms=n_atoms)
+    exact, rounded = (filled("CnnPolicy", n_atoms=n_atoms, amp=amp) for amp in (None, "bf16"))
     rounded.policy.load_state_dict(exact.policy.state_dict())
     losses = []
     for model in (exact, rounded):
@@ -95,7 +88,7 @@ def test_bfloat16_learns_the_same(n_atoms):
 
 @pytest.mark.parametrize("noisy", ["factorised", False])
 def test_the_action_is_that_of_the_greatest_q_value_though_the_value_is_left_out(noisy):
-    model = filled(noisy=noisy)
+    model = filled("CnnPolicy", noisy=noisy)
     obs = model.replay_buffer.sample(64).observations
     with th.no_grad():
         for deterministic in (True, False):

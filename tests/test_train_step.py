@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from small_models import OFF
 from stable_baselines3 import DQN, HerReplayBuffer
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -18,7 +19,6 @@ from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 from sb3_rainbow.policies import ADAM_EPS
 from sb3_rainbow.rainbow import PRIORITY_EPS
 
-OFF = {"n_steps": 1, "double_q": False, "dueling": False, "noisy": False, "prioritized": False}
 PARTS = [{"n_steps": 3}, {"double_q": True}, {"dueling": True}, {"noisy": "factorised"}, {"prioritized": True}]
 C51 = {"n_atoms": 51}
 
