@@ -679,10 +679,34 @@ def test_what_would_be_lost_is_unreadable(kind):
         "legacy": np.random.RandomState(0).rand,
     }[kind]
     if kind == "list":
-        encode_object(env, {}, "env")  # only its items
+        encode_object(env, {}, "env")  # it has nothing but items
         env.unwrapped.extra.drawn = 3
     with pytest.raises(Unencodable, match=r"env.*\.extra"):
         encode_object(env, {}, "env")
+
+
+class Shown(dict):
+    """Its items are its attributes too."""
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        setattr(self, key, value)
+
+
+def test_containers_whose_attributes_follow_are_restored(tmp_path):
+    np.save(tmp_path / "prices.npy", np.arange(3.0))
+    state = SimpleNamespace(weights=th.nn.Linear(2, 1).state_dict(), shown=Shown(), arrays={})
+    state.prices = np.load(tmp_path / "prices.npy", mmap_mode="r")
+    state.last = state.prices[1:]
+    fresh = copy.deepcopy(state)
+    state.weights["bias"] += 1
+    state.shown["count"] = 5
+    restore_object(fresh, encode_object(state, state.arrays, "env"), dict(state.arrays), "env")
+    assert th.equal(fresh.weights["bias"], state.weights["bias"])
+    assert fresh.weights._metadata == state.weights._metadata
+    assert fresh.shown == {"count": fresh.shown.count} == {"count": 5}
+    assert fresh.prices.tolist() == [0, 1, 2]
+    assert fresh.last.tolist() == [1, 2]
 
 
 class Hooked(Secretive):

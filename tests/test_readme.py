@@ -128,7 +128,8 @@ def test_every_script_that_a_page_names_is_there():
 
 def test_the_first_command_trains_with_our_settings_for_short_budgets():
     def commands(*variables: str) -> str:
-        return run("make", "-n", "train", *variables, folder=ROOT)
+        without = [f"--unset={name}" for name in ("MAKEFLAGS", "ENV", "STEPS", "CONF", "LOGS")]
+        return run("env", *without, "make", "-n", "train", *variables, folder=ROOT)
 
     assert "--env BreakoutNoFrameskip-v4 -n 7 " in commands("STEPS=7")
     assert " -conf low_budget\n" in commands()

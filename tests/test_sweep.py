@@ -728,7 +728,7 @@ def test_progress_is_read_from_the_curve_that_is_being_written(running):
 
 
 def test_a_database_is_made_before_the_workers_start_and_may_be_away_for_a_moment(tmp_path, monkeypatch):
-    path = tmp_path / "study.db"
+    path = tmp_path / "s" / "study.db"
     suite = write(tmp_path, SEARCH | {"storage": f"sqlite:///{path}"})
     monkeypatch.setattr(driver, "sweep", lambda *_: {} if path.exists() else pytest.fail("no database"))
     assert driver.main([str(suite), "--out", str(tmp_path), "--engine", "processes"]) == 0

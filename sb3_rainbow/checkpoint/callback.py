@@ -1,6 +1,5 @@
 """Checkpoints during training, and going on from them."""
 
-import contextlib
 import os
 import threading
 from pathlib import Path
@@ -126,11 +125,12 @@ class ResumableCheckpointCallback(BaseCallback):
             raise
         self._saved_at = self.model.num_timesteps
         if copied is not None:
-            writer = threading.Thread(target=self._write, args=(copied, path))
-            with contextlib.suppress(RuntimeError):  # there may be no thread left
-                writer.start()
-                self._writer = writer
+            self._writer = threading.Thread(target=self._write, args=(copied, path))
+            try:
+                self._writer.start()
                 return
+            except RuntimeError:  # there may be no thread left
+                self._writer = None
         self._write(snapshot, path)
         self._finish()
 

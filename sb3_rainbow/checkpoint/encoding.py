@@ -291,7 +291,10 @@ def _generator_behind(target: Any) -> Any:
 
 def _has_more_than_items(target: Any) -> bool:
     """A list with attributes, a masked array."""
-    return bool(getattr(target, "__dict__", None)) or isinstance(target, np.ma.MaskedArray)
+    # Those of a memmap say where its file is; of torch's state_dict, versions of layers. Some dicts show their items so
+    follow = {"_metadata", *(target if isinstance(target, dict) else ())}
+    others = getattr(target, "__dict__", {}).keys() - follow
+    return isinstance(target, np.ma.MaskedArray) or (bool(others) and not isinstance(target, np.memmap))
 
 
 def _encode_view(view: np.ndarray, arrays: Arrays, path: str, memo: dict[int, str]) -> Json:

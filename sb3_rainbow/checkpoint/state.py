@@ -346,7 +346,7 @@ def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, array
             last = buffer.pos - 1
             buffer.timeouts[last] = np.maximum(buffer.timeouts[last], 1 - buffer.dones[last])
         if model.seed is not None:  # not the first episodes of the training once more
-            model.env.seed(model.seed + model.num_timesteps)
+            model.env.seed((model.seed + model.num_timesteps) % 2**31)
         model._last_obs = model.env.reset()  # type: ignore[assignment]
         model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
         if model._vec_normalize_env is not None:

@@ -122,7 +122,8 @@ def main(argv: list[str] | None = None) -> int:
 
     workers = [run for run in runs if run.search and not run.is_done]
     for run in runs:
-        claim(run, has_trials=run in workers and finished(run)[0] > 0)
+        begun_before = run in workers and (run.folder / "run.json").exists()  # else its database may not be there yet
+        claim(run, has_trials=begun_before and finished(run)[0] > 0)
     for storage in {run.search["storage"] for run in workers}:
         prepare(storage)
     for run in workers:

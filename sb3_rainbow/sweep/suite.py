@@ -99,11 +99,11 @@ class Run(NamedTuple):
 
 def claim(run: Run, has_trials: bool = False) -> None:
     """
-    Write down in a run's folder what it is. From its first checkpoint or trial on it must be the same: nothing goes on with
-    other settings, and what is done is not taken for something else.
+    Write down in a run's folder what it is. From its first checkpoint, or finished trial, on it must be the same: nothing goes
+    on with other settings, and what is done is not taken for something else.
 
     :param run: about to be started, or done
-    :param has_trials: of a search: whether any has been tried
+    :param has_trials: of a search: whether any has finished
     :raises ValueError: if its folder holds a run with other settings
     """
     path = run.folder / "run.json"
