@@ -246,8 +246,9 @@ def test_each_switch_changes_what_is_learned():
     same_draws = {"replay_buffer_class": PrioritizedNStepReplayBuffer}
     plain = parameters(**same_draws)
     assert th.equal(plain, parameters(**same_draws))
-    for part in ({"n_steps": 3}, {"double_q": True}, {"prioritized": True}):  # the others have other parameters
-        assert not th.equal(parameters(**same_draws | part), plain), part
+    for part in [*PARTS, C51]:
+        changed = parameters(**same_draws | part)
+        assert changed.shape != plain.shape or not th.equal(changed, plain), part
 
 
 def test_double_q_is_the_plain_target_where_both_networks_are_equal():

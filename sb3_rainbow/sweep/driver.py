@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         claim(run, has_trials=begun_before and finished(run)[0] > 0)
     for storage in {run.search["storage"] for run in workers}:
         prepare(storage)
-    for run in workers:
+    for run in {run.search["study_name"]: run for run in workers}.values():  # one of each study
         give_up_trials(run, all_workers=True)
 
     def stop(*_: Any) -> None:
