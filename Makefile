@@ -26,12 +26,15 @@ test: .venv/ready check-codestyle
 pytest: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
+# The long forms, and examples that the tests have not seen
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile default -m slow -s
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile default tests/test_frames.py tests/test_losses.py tests/test_n_step.py \
+		tests/test_priorities.py tests/test_replay_buffer.py
 
 # Kills, full disks, memory: the long forms of what the tests try a few times
 soak: .venv/ready
-	$(BIN)/python -m pytest -m slow -s tests/test_checkpoint.py tests/test_fuzz.py
+	$(BIN)/python -m pytest --hypothesis-profile default -m slow -s tests/test_checkpoint.py tests/test_fuzz.py
 
 bench-replay: .venv/ready
 	$(BIN)/python benchmarks/speed/bench_replay.py

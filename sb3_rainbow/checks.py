@@ -41,9 +41,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         check_integer("train_freq", train_freq, 1)
     check_seed(arguments["seed"])
     check_storage_device(arguments["storage_device"])
-    for name in ("tau", "gamma", "alpha", "beta0", "exploration_initial_eps", "exploration_final_eps"):
+    exploration = "exploration_initial_eps", "exploration_final_eps", "exploration_fraction"
+    for name in ("tau", "gamma", "alpha", "beta0", *exploration):
         check_number(name, arguments[name], 0, 1)
-    check_number("exploration_fraction", arguments["exploration_fraction"], 0, 1)
     check_number("max_grad_norm", arguments["max_grad_norm"], 0, math.inf, low_open=True)
     for name in ("double_q", "dueling", "prioritized", "compile", "cuda_graph"):
         check_choice(name, arguments[name], (True, False))

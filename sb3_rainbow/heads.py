@@ -62,7 +62,8 @@ class Categorical(ExpectedValue):
     r"""
     A probability for each of ``n_atoms`` returns :math:`z_i`, evenly spaced from ``v_min`` to ``v_max`` (the *support*). The
     network gives logits, :math:`p_i(s, a) = \mathrm{softmax}_i`, and :math:`q(s, a) = \sum_i z_i \, p_i(s, a)`. The errors are
-    KL divergences, which are minimised and are the priorities (Rainbow, section "The Integrated Agent").
+    KL divergences, which are minimised and are the priorities (Rainbow, section "The Integrated Agent"); the targets are
+    probabilities, ``[batch, n_atoms]``.
 
     :param n_atoms: number of atoms, at least 2
     :param v_min: smallest return; whatever is below counts as it
@@ -79,44 +80,18 @@ class Categorical(ExpectedValue):
         self.register_buffer("support", th.linspace(v_min, v_max, n_atoms), persistent=False)
 
     def forward(self, outputs: th.Tensor) -> th.Tensor:
-        """
-        Q-values: the means of the distributions.
-
-        :param outputs: ``[batch, n_actions, n_atoms]``: logits
-        :return: ``[batch, n_actions]``
-        """
         return outputs.softmax(dim=2) @ self.support
 
     def targets(
         self, rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_outputs: th.Tensor
     ) -> th.Tensor:
-        """
-        What the network should say of the actions taken: distributions on the support.
-
-        :param rewards: ``[batch, 1]``: n-step returns
-        :param dones: ``[batch, 1]``: 1 after a termination, else 0
-        :param discounts: ``[batch, 1]``: ``gamma ** k``, or one number for all
-        :param next_outputs: ``[batch, n_atoms]``: logits of the target network, for the actions chosen where the windows end
-        :return: ``[batch, n_atoms]``: probabilities
-        """
         returns = losses.td_target(rewards, dones, discounts, self.support)
         return losses.categorical_projection(returns, next_outputs.softmax(dim=1), self.support)
 
     def td_errors(self, targets: th.Tensor, outputs: th.Tensor) -> th.Tensor:
-        """
-        KL divergences of the network's distributions from the targets.
-
-        :param targets: ``[batch, n_atoms]``: probabilities
-        :param outputs: ``[batch, n_atoms]``: logits of the online network, for the actions taken
-        :return: ``[batch, 1]``
-        """
         return losses.kl_divergence(targets, outputs.log_softmax(dim=1))
 
     def loss(self, td_errors: th.Tensor) -> th.Tensor:
-        """
-        :param td_errors: ``[batch, 1]``: KL divergences
-        :return: the same
-        """
         return td_errors
 
     def extra_repr(self) -> str:
@@ -140,29 +115,12 @@ class Quantiles(ExpectedValue):
         self.n_atoms = n_atoms
 
     def forward(self, outputs: th.Tensor) -> th.Tensor:
-        """
-        Q-values: the means of the quantiles.
-
-        :param outputs: ``[batch, n_actions, n_atoms]``: quantiles
-        :return: ``[batch, n_actions]``
-        """
         return outputs.mean(dim=2)
 
     def td_errors(self, targets: th.Tensor, outputs: th.Tensor) -> th.Tensor:
-        """
-        Quantile Huber losses.
-
-        :param targets: ``[batch, n_atoms]``: quantiles of the targets
-        :param outputs: ``[batch, n_atoms]``: of the online network, for the actions taken
-        :return: ``[batch, 1]``
-        """
         return losses.quantile_huber(targets, outputs)
 
     def loss(self, td_errors: th.Tensor) -> th.Tensor:
-        """
-        :param td_errors: ``[batch, 1]``: quantile Huber losses
-        :return: the same
-        """
         return td_errors
 
     def extra_repr(self) -> str:

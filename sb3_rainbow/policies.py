@@ -298,15 +298,15 @@ class RainbowPolicy(DQNPolicy):
         self._distribution: dict[str, Any] = {"n_atoms": n_atoms, "v_min": v_min, "v_max": v_max}
         if features_extractor_class is None:
             features_extractor_class = self._default_extractor()
-        if features_extractor_class in HIDDEN_UNITS and "features_dim" in (features_extractor_kwargs or {}):
-            name = features_extractor_class.__name__
-            raise ValueError(
-                f"features_extractor_kwargs={features_extractor_kwargs}: {name} has no linear layer, set net_arch"
-            )
-        if net_arch is None and features_extractor_class in HIDDEN_UNITS:
-            net_arch = [HIDDEN_UNITS[features_extractor_class]]
-        if not normalize_images and features_extractor_class in HIDDEN_UNITS:  # as SB3 does for its own
-            features_extractor_kwargs = {"normalized_image": True} | (features_extractor_kwargs or {})
+        if features_extractor_class in HIDDEN_UNITS:
+            given = features_extractor_kwargs or {}
+            if "features_dim" in given:
+                name = features_extractor_class.__name__
+                raise ValueError(f"features_extractor_kwargs={given}: {name} has no linear layer, set net_arch")
+            if net_arch is None:
+                net_arch = [HIDDEN_UNITS[features_extractor_class]]
+            if not normalize_images:  # as SB3 does for its own
+                features_extractor_kwargs = {"normalized_image": True} | given
         super().__init__(
             observation_space,
             action_space,

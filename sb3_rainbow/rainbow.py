@@ -203,7 +203,7 @@ class RainbowDQN(DQN):
             raise ValueError(f"policy={self.policy_class}: must be one of {names}, or a RainbowPolicy")
         given = self.n_steps, self.policy_kwargs, self.replay_buffer_class, self.replay_buffer_kwargs
         # SB3 builds from its own attributes: lend it ours. It would refuse, or warn about, n_steps with a buffer class
-        self.policy_kwargs = self._parts_of_policy()
+        self.policy_kwargs, self.replay_buffer_kwargs = self._parts_of_policy(), self.replay_buffer_kwargs or {}
         if self.replay_buffer_class is None and (self.prioritized or self.n_steps > 1):
             self.replay_buffer_class = PrioritizedNStepReplayBuffer
         if issubclass(self.replay_buffer_class or ReplayBuffer, PrioritizedNStepReplayBuffer):

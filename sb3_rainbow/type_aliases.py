@@ -1,6 +1,6 @@
 """Types that rooms exchange."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
@@ -25,17 +25,6 @@ class PrioritizedReplayBufferSamples(NamedTuple):
     weights: th.Tensor
     #: ``[batch]`` int64: ``slot * n_envs + env``, for ``update_priorities``
     leaf_indices: th.Tensor
-
-    def to(self, device: th.device) -> "PrioritizedReplayBufferSamples":
-        """
-        :param device: where the learner is
-        :return: the same batch there; ``leaf_indices`` stay with the buffer
-        """
-
-        def move(value: PyTorchObs) -> Any:
-            return {key: entry.to(device) for key, entry in value.items()} if isinstance(value, dict) else value.to(device)
-
-        return self._replace(**{name: move(getattr(self, name)) for name in self._fields if name != "leaf_indices"})
 
 
 #: What an update takes

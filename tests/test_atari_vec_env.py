@@ -50,18 +50,20 @@ def assert_same(theirs, ours):
 
 
 @pytest.mark.parametrize(
-    ("game", "wrapper_kwargs"),
+    ("game", "wrapper_kwargs", "env_kwargs"),
     [
-        ("Breakout", {}),  # FIRE, five lives
-        ("SpaceInvaders", {}),  # no need to fire after a life
-        ("Breakout", {"terminal_on_life_loss": False, "clip_reward": False}),
-        ("Breakout", {"frame_skip": 3, "screen_size": 64}),
+        ("Breakout", {}, {}),  # FIRE, five lives
+        ("SpaceInvaders", {}, {}),  # no need to fire after a life
+        ("Breakout", {"terminal_on_life_loss": False, "clip_reward": False}, {}),
+        ("Breakout", {"frame_skip": 3, "screen_size": 64}, {}),
+        ("Breakout", {"terminal_on_life_loss": False}, {"full_action_space": True, "max_episode_steps": 300}),
     ],
 )
-def test_it_gives_what_sb3s_wrappers_give(game, wrapper_kwargs):
+def test_it_gives_what_sb3s_wrappers_give(game, wrapper_kwargs, env_kwargs):
     # Without no-ops: their number is drawn from another generator
-    arguments = {"game": f"{game}NoFrameskip-v4", "wrapper_kwargs": {"noop_max": 0} | wrapper_kwargs}
-    plain = {"env_id": arguments["game"], "n_envs": 2, "seed": 3, "wrapper_kwargs": arguments["wrapper_kwargs"]}
+    kwargs = {"wrapper_kwargs": {"noop_max": 0} | wrapper_kwargs, "env_kwargs": env_kwargs}
+    arguments = {"game": f"{game}NoFrameskip-v4", **kwargs}
+    plain = {"env_id": arguments["game"], "n_envs": 2, "seed": 3, **kwargs}
     theirs, ours = VecTransposeImage(VecFrameStack(make_atari_env(**plain), 4)), make(**arguments)
     single = VecTransposeImage(VecFrameStack(make(n_stack=1, **arguments), 4))
     assert theirs.observation_space == ours.observation_space == single.observation_space
@@ -240,6 +242,6 @@ def test_what_it_cannot_play_is_refused():
         AtariVecEnv(VecFrameStack(make(), 4))
     with pytest.raises(ValueError, match="n_stack=0"):
         make(n_stack=0)
-    with pytest.raises(ValueError, match="n_envs=0"):
+    with pytest.raises(ValueError, match=r"len\(env_fns\)=0"):
         AtariVecEnv([])
     assert isinstance(make(), DummyVecEnv)

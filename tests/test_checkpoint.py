@@ -538,6 +538,29 @@ def test_the_callback_goes_on_with_new_episodes_where_the_environment_cannot_be_
     assert model.replay_buffer.timeouts[59] == 1
 
 
+def stopped(_locals, _globals) -> bool:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("steps", [0, 10, 60])
+def test_a_checkpoint_made_after_an_interrupt_or_before_all_steps_is_resumed_with_new_episodes(tmp_path, steps):
+    def make() -> RainbowDQN:
+        return RainbowDQN("MlpPolicy", "CartPole-v1", buffer_size=200, learning_starts=20, train_freq=1, seed=0)
+
+    model = make()
+    if steps > 0:
+        model.learn(steps)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(steps, reset_num_timesteps=False, callback=stopped)
+    save(model, tmp_path)
+    ended = model.replay_buffer.dones[: model.replay_buffer.pos, 0].sum()
+    resumed = make()
+    resumed.learn(100, callback=ResumableCheckpointCallback(1000, tmp_path, resume=True))
+    assert resumed.num_timesteps == 100
+    assert resumed.replay_buffer.dones[model.replay_buffer.pos - 1, 0] == (steps > 0)
+    assert resumed.replay_buffer.dones[: model.replay_buffer.pos, 0].sum() >= ended
+
+
 class Drawing(Secretive):
     """Its first observation is a number that it draws."""
 

@@ -147,6 +147,16 @@ def test_a_trajectory_closed_from_outside_bootstraps_and_is_not_crossed():
     assert buffer.timeouts.ravel().tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
+def test_the_discount_of_what_is_stored_may_change():
+    buffer = PrioritizedNStepReplayBuffer(10, OBS, ACTIONS, "cpu", n_steps=3, gamma=GAMMA)
+    fill(buffer, [[Step(np.zeros(2), np.zeros(2), 0, 1.0, False, False)] * 5])
+    for gamma in (0.5, 0.6, 0.5):
+        buffer.gamma = gamma
+        sample = buffer._get_samples(np.array([0]))
+        assert (sample.rewards.item(), sample.discounts.item()) == pytest.approx((1 + gamma + gamma**2, gamma**3))
+    assert len(buffer._transitions._windows) == 1  # not one for each value that a schedule takes
+
+
 def test_a_wild_value_beyond_a_window_does_not_leak_into_it():
     buffer = PrioritizedNStepReplayBuffer(10, OBS, ACTIONS, "cpu", n_steps=3, gamma=GAMMA)
     ends = Step(np.zeros(2), np.zeros(2), 0, 1.0, True, False)

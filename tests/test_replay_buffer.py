@@ -172,7 +172,8 @@ def add(buffer: ReplayBuffer, n: int, seed: int = 0, reward: float = 1.0) -> Non
     for _ in range(n):
         obs, next_obs = (np.stack([buffer.observation_space.sample() for _ in range(buffer.n_envs)]) for _ in range(2))
         zeros = np.zeros(buffer.n_envs)
-        buffer.add(obs, next_obs, rng.integers(0, 9, buffer.n_envs), zeros + reward, zeros, [{}] * buffer.n_envs)
+        actions = rng.integers(0, 9, (buffer.n_envs, buffer.action_dim))
+        buffer.add(obs, next_obs, actions, zeros + reward, zeros, [{}] * buffer.n_envs)
 
 
 def test_a_loaded_buffer_gives_the_same_next_thousand_samples(tmp_path):
@@ -219,14 +220,15 @@ def test_vecnormalize_normalises_every_reward_before_the_sum(backend):
     assert type(buffer._normalize(stored, env)) is type(stored) is (np.ndarray if backend == "numpy" else th.Tensor)
 
 
+@pytest.mark.parametrize("actions", [ACTIONS, spaces.Box(0, 9, (2,), np.float64), spaces.MultiDiscrete([9, 9, 9])], ids=str)
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_sb3_arrays_can_be_read_and_extended_from(n_envs):
-    ours = PrioritizedNStepReplayBuffer(20 * n_envs, IMAGES, ACTIONS, "cpu", n_envs=n_envs)
-    theirs = ReplayBuffer(20 * n_envs, IMAGES, ACTIONS, "cpu", n_envs=n_envs)
+def test_sb3_arrays_can_be_read_and_extended_from(n_envs, actions):
+    ours = PrioritizedNStepReplayBuffer(20 * n_envs, IMAGES, actions, "cpu", n_envs=n_envs)
+    theirs = ReplayBuffer(20 * n_envs, IMAGES, actions, "cpu", n_envs=n_envs)
     for buffer in (ours, theirs):
         buffer.observation_space.seed(3)
         add(buffer, 13)
-    other = PrioritizedNStepReplayBuffer(20 * n_envs, IMAGES, ACTIONS, "cpu", n_envs=n_envs)
+    other = PrioritizedNStepReplayBuffer(20 * n_envs, IMAGES, actions, "cpu", n_envs=n_envs)
     infos = [[{"TimeLimit.truncated": bool(t)} for t in row] for row in theirs.timeouts]
     other.extend(theirs.observations, theirs.next_observations, theirs.actions, theirs.rewards, theirs.dones, infos)
     assert other.full
@@ -250,6 +252,9 @@ def test_blocks_of_wrong_shapes_are_named_and_not_stored():
     }.items():
         with pytest.raises(ValueError, match=f"^{name} has the"):
             buffer.add_block(**block | {name: np.zeros(shape)})
+    for wrong in (-1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=rf"^priorities=\[\[{wrong}, .*must be finite and not negative"):
+            buffer.add_block(**block, priorities=np.full((4, 2), wrong))
     with pytest.raises(ValueError, match="1 infos: must be 2"):
         buffer.add(*(block[name][0] for name in ("obs", "next_obs", "actions", "rewards", "dones")), [{}])
     assert buffer.size() == 0
@@ -501,12 +506,16 @@ def test_wrong_calls_say_what_is_wrong():
         buffer.sample(0)
     with pytest.raises(ValueError, match="beta=1.5"):
         buffer.sample(1, beta=1.5)
-    with pytest.raises(ValueError, match="leaf_indices=1: no transition"):
-        buffer.update_priorities(np.array([0, 1]), np.ones(2))
+    for wrong in (1, -1):
+        with pytest.raises(ValueError, match=f"leaf_indices={wrong}: no transition"):
+            buffer.update_priorities(np.array([0, wrong]), np.full(2, 5.0))
+    with pytest.raises(ValueError, match="0 leaf_indices, 0 priorities: must be as many, and one or more"):
+        buffer.update_priorities(np.zeros(0, int), np.zeros(0))
     with pytest.raises(ValueError, match="2 leaf_indices, 1 priorities"):
         buffer.update_priorities(np.array([0, 0]), np.ones(1))
     with pytest.raises(ValueError, match="priorities=nan"):
         buffer.update_priorities(np.array([0]), np.array([np.nan]))
+    assert to_numpy(buffer._priorities.leaves).tolist() == [1] + [0] * 9
 
 
 def test_what_is_not_finite_is_named_by_the_next_sample():

@@ -185,15 +185,16 @@ def test_dict_observations_with_images_train(n_envs, parts):
     evaluate_policy(model, env, n_eval_episodes=1, warn=False)
 
 
+class DictEnv(gym.ObservationWrapper):
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = spaces.Dict({"obs": env.observation_space})
+
+    def observation(self, observation):
+        return {"obs": observation}
+
+
 def test_a_dict_of_one_vector_and_the_vector_give_the_same_actions():
-    class DictEnv(gym.ObservationWrapper):
-        def __init__(self, env):
-            super().__init__(env)
-            self.observation_space = spaces.Dict({"obs": env.observation_space})
-
-        def observation(self, observation):
-            return {"obs": observation}
-
     models = [
         RainbowDQN(policy, env, seed=1, learning_starts=50, policy_kwargs={"net_arch": [16]}).learn(300)
         for policy, env in (("MlpPolicy", gym.make("CartPole-v1")), ("MultiInputPolicy", DictEnv(gym.make("CartPole-v1"))))
@@ -215,6 +216,21 @@ def test_vecnormalize_trains_and_its_rewards_are_stored_raw(monkeypatch):
     model.train(3, 8)
     assert len(seen) == 3
     assert max(batch.rewards.max() for batch in seen) <= 0.3, "three times the largest normalised one"
+
+
+def test_dict_observations_are_stored_raw_and_sampled_normalised():
+    env = VecNormalize(make_vec_env(lambda: DictEnv(gym.make("CartPole-v1")), 2), norm_obs_keys=["obs"])
+    model = RainbowDQN("MultiInputPolicy", env, learning_starts=50, seed=0).learn(200)
+    buffer = model.replay_buffer
+    leaves = np.arange(20)
+    stored, samples = buffer.observations["obs"].reshape(-1, 4)[leaves], buffer._get_samples(leaves, env)
+    assert (np.abs(stored[:, :2]) < 2.4 + 0.5).all()
+    np.testing.assert_array_equal(samples.observations["obs"], env.normalize_obs({"obs": stored})["obs"])
+    one = {"obs": stored[0]}
+    model.set_random_seed(1)
+    actions = [model.predict(one, deterministic=False)[0] for _ in range(20)]
+    assert {action.shape for action in actions} == {()}
+    assert all(action in env.action_space for action in actions)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])

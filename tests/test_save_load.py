@@ -29,16 +29,16 @@ def state(model: RainbowDQN) -> dict[str, th.Tensor]:
     return {name: value.clone() for name, value in model.policy.state_dict().items()}
 
 
-@pytest.mark.parametrize("to", ["str", "path", "file"])
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "to"),
     [
-        {},
-        {"dueling": False},
-        {"noisy": "independent"},
-        {"noisy": False, "n_steps": 7, "beta0": 0.7},
-        {"n_atoms": 21, "v_min": 0, "v_max": 30.5},
-        {"n_atoms": 20, "v_min": None, "v_max": None},
+        ({}, "str"),
+        ({"dueling": False}, "path"),
+        ({"noisy": "independent"}, "file"),
+        ({"noisy": False, "n_steps": 7, "beta0": 0.7}, "str"),
+        ({"double_q": False, "alpha": 0.3, "sigma0": 0.2, "storage_device": "auto"}, "path"),
+        ({"prioritized": False, "n_atoms": 21, "v_min": 0, "v_max": 30.5}, "file"),
+        ({"n_atoms": 20, "v_min": None, "v_max": None}, "str"),
     ],
     ids=str,
 )
@@ -71,6 +71,7 @@ def test_settings_given_to_load_are_used_and_checked(tmp_path):
     loaded = RainbowDQN.load(tmp_path / "model", n_steps=5, alpha=0.9, gamma=0.5, buffer_size=77)
     assert (loaded.replay_buffer.n_steps, loaded.replay_buffer.alpha) == (5, 0.9)
     assert (loaded.replay_buffer.gamma, loaded.replay_buffer.buffer_size) == (0.5, 77)
+    assert RainbowDQN.load(tmp_path / "model", replay_buffer_kwargs=None).replay_buffer.n_steps == model.n_steps
     with pytest.raises(ValueError, match="n_steps=0"):
         RainbowDQN.load(tmp_path / "model", n_steps=0)
     with pytest.raises(ValueError, match="Observation spaces do not match"):

@@ -38,7 +38,12 @@ def test_it_gives_what_sb3s_gives():
     ours.close()
 
 
-def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
+# Seconds beyond those that are waited for; a new process starts in many where other tests run beside
+slack = pytest.mark.parametrize("slack", [30, pytest.param(2, marks=pytest.mark.slow)])
+
+
+@slack
+def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path, slack):
     env = make_env()
     model = RainbowDQN("MlpPolicy", env, learning_starts=20, seed=0)
     model.learn(80, callback=ResumableCheckpointCallback(40, tmp_path))
@@ -49,11 +54,12 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
         env.get_attr("spec", indices=0)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < subproc.CLOSING + slack
     assert load(tmp_path).num_timesteps == 80
 
 
-def test_a_hanging_worker_is_named_within_the_timeout():
+@slack
+def test_a_hanging_worker_is_named_within_the_timeout(slack):
     env = make_env()
     env.reset()
     for remote in env.remotes:
@@ -62,13 +68,28 @@ def test_a_hanging_worker_is_named_within_the_timeout():
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
         env.step([0, 0])
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 1 + slack
     with pytest.raises(WorkerError, match="worker 0"):  # not a late answer, as that of now
         env.step([0, 0])
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < subproc.CLOSING + slack
     assert not any(process.is_alive() for process in env.processes)
+
+
+def test_an_answer_that_was_not_waited_for_is_not_taken_for_the_next():
+    env, other = make_env(), make_env()
+    env.reset()
+    env.step_async([0, 1])  # and interrupted
+    assert env.get_attr("spec")[1].id == "CartPole-v1"
+    other.reset()
+    other.step([0, 1])
+    env.step_async([1, 0])
+    other.step([1, 0])
+    assert (env.reset() == other.reset()).all()
+    assert (env.step([0, 0])[0] == other.step([0, 0])[0]).all()
+    env.close()
+    other.close()
 
 
 def test_time_in_which_this_process_was_stopped_does_not_count(monkeypatch):
@@ -113,8 +134,9 @@ def hangs() -> gym.Env:
     raise AssertionError
 
 
+@slack
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkeypatch):
+def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, slack, monkeypatch):
     for env_fn in (fails, hangs):
         monkeypatch.setattr(env_fn, "__module__", "__main__")  # workers do not import the test
     works = lambda: gym.make("CartPole-v1")  # noqa: E731
@@ -126,7 +148,7 @@ def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkey
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 0 .* did not answer for 2 s"):
         SubprocVecEnv([hangs, works], start_method, timeout=1)
-    assert time.monotonic() - start < 2 + subproc.CLOSING + 5
+    assert time.monotonic() - start < 2 + subproc.CLOSING + slack
     assert set(multiprocessing.active_children()) <= before
 
 

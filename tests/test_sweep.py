@@ -24,12 +24,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_rainbow import RainbowDQN
 from sb3_rainbow.checkpoint.folder import checkpoints, write_manifest, writing
 from sb3_rainbow.sweep import driver
-from sb3_rainbow.sweep.attempt import attempts, begin, zoo_arguments
+from sb3_rainbow.sweep.attempt import attempts, begin, claim, zoo_arguments
 from sb3_rainbow.sweep.attempt import finish as finish_attempt
 from sb3_rainbow.sweep.curve import EpisodeCurve
 from sb3_rainbow.sweep.engine import Processes, arguments, launch
 from sb3_rainbow.sweep.search import finished, load_study
-from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
+from sb3_rainbow.sweep.suite import Run, check_known, expand, read
 from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
 
 SMALL = {"learning_starts": 100, "train_freq": 4, "gradient_steps": 1, "policy_kwargs": "dict(net_arch=[16])"}

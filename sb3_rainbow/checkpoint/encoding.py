@@ -365,9 +365,8 @@ def _restore_leaf(kind: str | None, target: Any, node: Json, arrays: Arrays, pat
             raise ValueError(f"{path} is {target!r}: in the checkpoint it is {node['name']}")
         return target
     if kind == "random":
-        version, internal, gauss = decode(node["of"], arrays)
         value = random.Random()
-        value.setstate((version, tuple(internal), gauss))
+        value.setstate(decode(node["of"], arrays))
         return value
     if kind == "ale":
         from ale_py import ALEState

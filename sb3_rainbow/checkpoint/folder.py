@@ -109,21 +109,20 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         # Not corrupt: nobody is to take an older one instead, or to remove it
         raise ValueError(f"{file}: format {manifest['format']!r}, this version of sb3-rainbow reads and writes {FORMAT}")
-    return dict(manifest)
+    return manifest
 
 
 def _digest_of(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def verify(path: Path) -> dict[str, Any]:
+def verify(path: Path) -> None:
     """
     :param path: a checkpoint
-    :return: its manifest
     :raises CorruptCheckpointError: if a file is missing, of another size or of another content; it names the file
+    :raises ValueError: if it has another version's format
     """
-    manifest = read_manifest(path)
-    for name, entry in manifest["files"].items():
+    for name, entry in read_manifest(path)["files"].items():
         file = path / name
         if Path(name).name != name or not file.is_file():
             raise CorruptCheckpointError(f"{file}: missing")
@@ -135,7 +134,6 @@ def verify(path: Path) -> dict[str, Any]:
             raise CorruptCheckpointError(f"{file}: {size} bytes, {entry['size']} were written")
         if digest != entry["sha256"]:
             raise CorruptCheckpointError(f"{file}: its content is not what was written")
-    return manifest
 
 
 def latest(folder: str | os.PathLike[str]) -> Path | None:

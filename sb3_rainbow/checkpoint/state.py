@@ -317,19 +317,20 @@ def _restore(model: RainbowDQN, path: Path, content: dict[str, Json], arrays: Ar
     model.policy.optimizer.load_state_dict(decode(content["optimizer"], arrays))
     progress = copy.deepcopy(decode(content["progress"], arrays))  # not the file's memory
     for name in PROGRESS:
-        setattr(model, name, progress[name])
+        if progress[name] is not None:  # what nothing was learned with stays as the training's start has made it
+            setattr(model, name, progress[name])
     if isinstance(model.replay_buffer, PrioritizedNStepReplayBuffer):
         model.replay_buffer.load_state(decode(content["replay"], arrays))
     elif model.replay_buffer is not None:
         restore_object(model.replay_buffer, content["replay"], arrays, "replay")
     if model.env is not None:
-        _restore_env(model, content["env"], content["statistics"], arrays)
+        problem = content["env"].get("unreadable") or ("no episode was running" if progress["_last_obs"] is None else "")
+        _restore_env(model, content["env"], problem, content["statistics"], arrays)
     _set_generators(model, decode(content["generators"], arrays))
 
 
-def _restore_env(model: RainbowDQN, stored: Json, stored_statistics: Json, arrays: Arrays) -> None:
+def _restore_env(model: RainbowDQN, stored: Json, problem: str, stored_statistics: Json, arrays: Arrays) -> None:
     assert model.env is not None
-    problem = stored.get("unreadable")
     if not problem:
         model.env.reset()
         try:
@@ -412,8 +413,7 @@ def _generators(model: RainbowDQN) -> dict[str, Any]:
 
 
 def _set_generators(model: RainbowDQN, states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate(states["python"])
     np.random.set_state(states["numpy"])  # noqa: NPY002
     th.set_rng_state(states["torch"])
     if len(states["cuda"]) == th.cuda.device_count() > 0:

@@ -72,7 +72,7 @@ class RayVecEnv(ReadableEnvs, VecEnv):
     ) -> None:
         check_integer("len(env_fns)", len(env_fns), 1)
         check_integer("envs_per_actor", envs_per_actor, 1)
-        check_number("timeout", timeout, 0, float("inf"), low_open=True)
+        check_number("timeout", timeout, 0, math.inf, low_open=True)
         self._ray = connect(address)
         self._timeout, self._starting = (None if math.isinf(timeout) else t for t in (timeout, max(timeout, STARTING)))
         readable = [make_readable(env_fn) for env_fn in env_fns]
@@ -90,17 +90,10 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         self.metadata = about[2]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """
-        :param seed: of the first environment at the next reset; the others count up from it
-        :return: all seeds
-        """
         self._first_seeds = super().seed(seed)
         return self._first_seeds
 
     def reset(self) -> VecEnvObs:
-        """
-        :return: first observations
-        """
         pairs = zip(self._actors, self._slices, strict=True)
         references = [actor.reset.remote(self._seeds[part], self._options[part]) for actor, part in pairs]
         answers, lost = self._answers(references, self._timeout)
@@ -215,31 +208,14 @@ class RayVecEnv(ReadableEnvs, VecEnv):
         return [(result or [None])[0] for result in self._results(references, self._timeout, [number for number, _ in places])]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: name of an attribute
-        :param indices: of the environments
-        :return: its values
-        """
         return self._call(indices, "get_attr", attr_name)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        :param attr_name: name of an attribute
-        :param value: for it
-        :param indices: of the environments
-        """
         self._call(indices, "set_attr", attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """
-        :param method_name: name of a method
-        :param method_args: its arguments
-        :param indices: of the environments
-        :param method_kwargs: its arguments
-        :return: what it returned
-        """
         return self._call(indices, "env_method", method_name, *method_args, **method_kwargs)
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

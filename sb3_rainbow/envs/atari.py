@@ -375,7 +375,7 @@ class AtariVecEnv(DummyVecEnv):
             super().__init__([lambda env=env: env for env in env_fns.envs])  # type: ignore[misc]
             self._seeds = env_fns._seeds
         else:
-            check_integer("n_envs", len(env_fns), 1)
+            check_integer("len(env_fns)", len(env_fns), 1)
             super().__init__(env_fns)
         self._pool = ThreadPoolExecutor(thread_name_prefix="AtariVecEnv")
         self.games = [AtariGame(env, self._pool) for env in self.envs]

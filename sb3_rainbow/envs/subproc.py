@@ -1,6 +1,7 @@
 """SB3's SubprocVecEnv, whose workers may die or hang."""
 
 import contextlib
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -34,12 +35,16 @@ class _Remote:
         self._owner: Any = weakref.proxy(owner)
         self.connection, self._number = connection, number
         self.timeout = timeout
+        self._n_unanswered = 0
 
     def send(self, message: Any) -> None:
         if self._owner._error is not None:  # an answer that nobody took would be taken for that to this message
             raise self._owner._error
+        while self._n_unanswered > 0:  # nor is the answer to what was interrupted
+            self.recv()
         try:
             self.connection.send(message)
+            self._n_unanswered += 1
         except OSError as error:
             raise self._died() from error
 
@@ -53,7 +58,9 @@ class _Remote:
                 ready = wait(ends, min(SPELL, left))
                 left -= SPELL
             if self.connection in ready:
-                return self.connection.recv()
+                answer = self.connection.recv()
+                self._n_unanswered -= 1
+                return answer
         except (EOFError, OSError) as error:
             raise self._died() from error
         if ready:
@@ -126,7 +133,7 @@ class ReadableEnvs:
         states = self.env_method("read_state")
         for i, (node, arrays) in enumerate(states):
             if node is None:
-                raise Unencodable(f"worker {i}: {arrays}")
+                raise Unencodable(f"environment {i}: {arrays}")
         return {"envs": [list(state) for state in states]}
 
     def load_state_dict(self: Any, state: dict[str, Any]) -> None:
@@ -136,7 +143,7 @@ class ReadableEnvs:
         """
         for i, (node, arrays) in enumerate(state["envs"]):
             if problem := self.env_method("write_state", node, arrays, indices=i)[0]:
-                raise ValueError(f"worker {i}: {problem}")
+                raise ValueError(f"environment {i}: {problem}")
 
 
 class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
@@ -160,7 +167,7 @@ class SubprocVecEnv(ReadableEnvs, SB3SubprocVecEnv):
     def __init__(
         self, env_fns: list[Callable[[], gym.Env[Any, Any]]], start_method: str | None = None, timeout: float = 60.0
     ) -> None:
-        check_number("timeout", timeout, 0, float("inf"), low_open=True)
+        check_number("timeout", timeout, 0, math.inf, low_open=True)
         self._timeout = max(timeout, STARTING)
         try:
             super().__init__([make_readable(env_fn) for env_fn in env_fns], start_method)

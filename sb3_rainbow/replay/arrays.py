@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import psutil
 import torch as th
 
@@ -36,7 +37,7 @@ def namespace(array: Array) -> ModuleType:
     return np if isinstance(array, np.ndarray) else th
 
 
-def allocate(shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> Array:
+def allocate(shape: tuple[int, ...], dtype: npt.DTypeLike, device: th.device) -> Array:
     """
     :param shape: shape of the array
     :param dtype: NumPy's dtype

@@ -20,7 +20,6 @@ from sb3_rainbow.replay.priorities import PrioritySampler
 from sb3_rainbow.replay.transitions import TransitionStore
 from sb3_rainbow.type_aliases import PrioritizedReplayBufferSamples
 
-_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 _ROOMS = ("_transitions", "_observations", "_priorities")
 
 
@@ -196,7 +195,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :raises MemoryError: if it will not fit, by the first call or when it grows; it says what is needed and what there is
         """
         action = as_shape("action", action, self._action_dtype, (self.n_envs, self.action_dim))
-        reward, done = as_shape("reward", reward, _FLOAT32, (self.n_envs,)), as_shape("done", done, _BOOL, (self.n_envs,))
+        reward, done = as_shape("reward", reward, np.float32, (self.n_envs,)), as_shape("done", done, bool, (self.n_envs,))
         entries = self._observations.to_entries("obs", obs)
         next_entries = self._observations.to_entries("next_obs", next_obs)
         if len(infos) != self.n_envs:
@@ -240,14 +239,14 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         length = len(dones)
         shape = length, self.n_envs
         actions = as_shape("actions", actions, self._action_dtype, (*shape, self.action_dim))
-        rewards = as_shape("rewards", rewards, _FLOAT32, shape)
-        dones, timeouts = as_shape("dones", dones, _BOOL, shape), as_shape("timeouts", timeouts, _BOOL, shape)
+        rewards = as_shape("rewards", rewards, np.float32, shape)
+        dones, timeouts = as_shape("dones", dones, bool, shape), as_shape("timeouts", timeouts, bool, shape)
         for name, given in (("obs", obs), ("next_obs", next_obs)):
             lengths = [len(entry) for entry in (given.values() if isinstance(given, dict) else [given])]
             if any(other != length for other in lengths):
                 raise ValueError(f"{name} has the length {lengths}: must be {length}, as dones")
         if priorities is not None:
-            priorities = as_shape("priorities", priorities, np.dtype(np.float64), shape)
+            priorities = as_shape("priorities", priorities, np.float64, shape)
             if not (np.isfinite(priorities) & (priorities >= 0)).all():
                 raise ValueError(f"priorities={priorities.tolist()}: must be finite and not negative")
         start = self.pos
@@ -275,8 +274,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         """
         if check:
             check_integer("batch_size", batch_size, 1)
-            if not 0 <= beta <= 1:
-                check_number("beta", beta, 0, 1)
+            check_number("beta", beta, 0, 1)
             self.prepare()
         leaf_indices = self._priorities.sample(batch_size, check=False)
         return self._get_samples(leaf_indices, env, self._priorities.weights(leaf_indices, beta))
@@ -303,26 +301,29 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         :return: the batch, on ``device``
         """
         leaf_indices = to_array(batch_inds, self.storage_device)
-        normalize = None if env is None else lambda rewards: self._to_storage(env.normalize_reward(to_numpy(rewards)))
+        normalize = None if env is None else lambda r: to_array(env.normalize_reward(to_numpy(r)), self.storage_device)
         n_steps = self.longest_window or self.n_steps
-        actions, windows = self._transitions.get(leaf_indices, n_steps, self.gamma, normalize)
-        returns, discounts, last_leaves, dones = windows
+        actions, targets = self._transitions.get(leaf_indices, n_steps, self.gamma, normalize)
+        returns, discounts, last_leaves, dones = targets
         observations, next_observations = self._observations.get(leaf_indices, last_leaves)
         if env is not None:
             observations, next_observations = self._normalize(observations, env), self._normalize(next_observations, env)
         if weights is None:
             weights = returns * 0 + 1
-        samples = PrioritizedReplayBufferSamples(
-            _each(to_tensor, observations),
-            to_tensor(actions),
-            _each(to_tensor, next_observations),
-            to_tensor(dones[:, None]),
-            to_tensor(returns[:, None]),
-            to_tensor(discounts[:, None]),
-            to_tensor(weights[:, None]),
-            to_tensor(leaf_indices),
+
+        def place(array: Array) -> th.Tensor:
+            return to_tensor(array).to(self.device)
+
+        return PrioritizedReplayBufferSamples(
+            _each(place, observations),
+            place(actions),
+            _each(place, next_observations),
+            place(dones[:, None]),
+            place(returns[:, None]),
+            place(discounts[:, None]),
+            place(weights[:, None]),
+            to_tensor(leaf_indices),  # they stay with the buffer
         )
-        return samples if self.device == self.storage_device else samples.to(self.device)
 
     def update_priorities(
         self, leaf_indices: th.Tensor | np.ndarray, priorities: th.Tensor | np.ndarray, check: bool = True
@@ -444,11 +445,9 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
             if entry.dtype.kind == "f" and math.isnan(np.vdot(entry, entry)):
                 self._non_finite[self.pos] = f"observation {key + ' ' if key else ''}contains nan, stored in slot {self.pos}"
 
-    def _to_storage(self, values: Any) -> Array:
-        return to_array(values, self.storage_device)
-
     def _normalize(self, observations: ArrayObs, env: VecNormalize) -> ArrayObs:
-        return _each(self._to_storage, env.normalize_obs(_each(to_numpy, observations)))
+        normalized = env.normalize_obs(_each(to_numpy, observations))
+        return _each(lambda entry: to_array(entry, self.storage_device), normalized)
 
     def _copy(self, leaves: Array) -> np.ndarray:
         """Leaves from the first on, as ``[buffer_size, n_envs, ...]``; zeros where no transition is."""

@@ -1,4 +1,4 @@
-"""Observations of the replay: plain arrays, and image stacks whose frames are stored once."""
+"""Images and stacks of images, each frame stored once."""
 
 import math
 import uuid
@@ -16,70 +16,6 @@ MAX_STACK = 8
 MAX_CHANNELS = 16
 #: Frames are handed out for saving in parts of about so many bytes, each with a tag that changes when the part does
 PART_BYTES = 2**25
-
-
-class ArrayStore:
-    """
-    Observations that are not images: ``obs`` and ``next_obs`` side by side, as SB3's ``ReplayBuffer`` keeps them.
-
-    :param n_slots: slots of the ring
-    :param n_envs: number of environments
-    :param shape: shape of one observation
-    :param dtype: dtype of the observations
-    :param device: where they are stored
-    """
-
-    def __init__(self, n_slots: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> None:
-        self._n_envs, self._device = n_envs, device
-        self._obs = allocate((n_slots * n_envs, *shape), dtype, device)
-        self._next_obs = allocate((n_slots * n_envs, *shape), dtype, device)
-
-    @property
-    def arrays(self) -> list[Array]:
-        """All that observations are made from."""
-        return [self._obs, self._next_obs]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes stored."""
-        return int(2 * self._obs.nbytes)
-
-    def add(self, slot: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
-        """
-        Store one transition of every environment.
-
-        :param slot: where in the ring
-        :param obs: ``[n_envs, *shape]``
-        :param next_obs: ``[n_envs, *shape]``
-        """
-        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
-        self._obs[leaves] = to_array(obs, self._device)
-        self._next_obs[leaves] = to_array(next_obs, self._device)
-
-    def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
-        """
-        Observations of some leaves, next observations of others (those where the n-step windows end).
-
-        :param leaf_indices: ``[batch]`` int64
-        :param last_leaves: ``[batch]`` int64
-        :return: two arrays ``[batch, *shape]``
-        """
-        return take(self._obs, leaf_indices), take(self._next_obs, last_leaves)
-
-    def state(self, n_leaves: int) -> dict[str, Any]:
-        """
-        :param n_leaves: how many leaves have been written
-        :return: what they hold; arrays are NumPy's
-        """
-        return {"obs": to_numpy(self._obs[:n_leaves]), "next_obs": to_numpy(self._next_obs[:n_leaves])}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """
-        :param state: what ``state()`` returned
-        """
-        n_leaves = len(state["obs"])
-        self._obs[:n_leaves] = to_array(state["obs"], self._device)
-        self._next_obs[:n_leaves] = to_array(state["next_obs"], self._device)
 
 
 class FrameStore:
@@ -117,7 +53,7 @@ class FrameStore:
         # Rows that no episode end needs are never touched, and on a CPU take no memory
         n_rows = count_rows(n_slots, n_envs, self.n_stack, episode_length=16 if device.type == "cpu" else 50)
         self._frames = allocate((n_rows, frame_size), dtype, device)
-        self._rows = allocate((n_slots * n_envs, self.n_stack + 1), np.dtype(np.int32), device)
+        self._rows = allocate((n_slots * n_envs, self.n_stack + 1), np.int32, device)
         # Rows 1 .. length are a ring: where the next frame goes, and how many before it stored transitions refer to
         self._length = self._head = self._live = 0
         # Rows taken by each of the last adds. A transition refers to rows of its own add and of the n_stack before it
@@ -244,7 +180,7 @@ class FrameStore:
             start += len(part)
         n_leaves, width = state["rows"].shape
         if width > self._rows.shape[1]:
-            self._rows = allocate((len(self._rows), width), np.dtype(np.int32), self._device)
+            self._rows = allocate((len(self._rows), width), np.int32, self._device)
         self._rows[:n_leaves] = to_array(state["rows"], self._device)
         self._taken = array("i", state["taken"].tobytes())
         self._last, self._last_rows = state["last"], state["last_rows"].copy()
@@ -323,9 +259,8 @@ class FrameStore:
         self._frames[1 + self._head : 1 + self._head + before_wrap] = frames[:before_wrap]
         if before_wrap < len(new):
             rows[before_wrap:] -= self._length
-            self._written[: 1 + (len(new) - before_wrap) // self._part] = self._n_adds
             self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
-        self._written[(1 + self._head) // self._part : 1 + (self._head + before_wrap) // self._part] = self._n_adds
+        self._written[rows // self._part] = self._n_adds
         self._live += len(new)
         self._head = stop if stop <= self._length else stop - self._length
         return rows, known

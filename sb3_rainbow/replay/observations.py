@@ -4,12 +4,13 @@ import math
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_obs_shape
 
-from sb3_rainbow.replay.arrays import Array, check_memory
-from sb3_rainbow.replay.frames import ArrayStore, FrameStore, count_rows, find_stack, likely_depth
+from sb3_rainbow.replay.arrays import Array, allocate, check_memory, take, to_array, to_numpy
+from sb3_rainbow.replay.frames import FrameStore, count_rows, find_stack, likely_depth
 
 Obs = np.ndarray | dict[str, np.ndarray]
 #: An observation as it is stored
@@ -18,7 +19,7 @@ ArrayObs = Array | dict[str, Array]
 Stacks = dict[str, tuple[int, int]]
 
 
-def as_shape(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def as_shape(name: str, value: Any, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
     """
     :param name: name of the argument
     :param value: what was given
@@ -33,6 +34,70 @@ def as_shape(name: str, value: Any, dtype: np.dtype, shape: tuple[int, ...]) -> 
             raise ValueError(f"{name} has the shape {array.shape}: must be {shape}")
         array = array.reshape(shape)
     return array
+
+
+class ArrayStore:
+    """
+    Observations that are not images: ``obs`` and ``next_obs`` side by side, as SB3's ``ReplayBuffer`` keeps them.
+
+    :param n_slots: slots of the ring
+    :param n_envs: number of environments
+    :param shape: shape of one observation
+    :param dtype: dtype of the observations
+    :param device: where they are stored
+    """
+
+    def __init__(self, n_slots: int, n_envs: int, shape: tuple[int, ...], dtype: np.dtype, device: th.device) -> None:
+        self._n_envs, self._device = n_envs, device
+        self._obs = allocate((n_slots * n_envs, *shape), dtype, device)
+        self._next_obs = allocate((n_slots * n_envs, *shape), dtype, device)
+
+    @property
+    def arrays(self) -> list[Array]:
+        """All that observations are made from."""
+        return [self._obs, self._next_obs]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+        return int(2 * self._obs.nbytes)
+
+    def add(self, slot: int, obs: np.ndarray, next_obs: np.ndarray) -> None:
+        """
+        Store one transition of every environment.
+
+        :param slot: where in the ring
+        :param obs: ``[n_envs, *shape]``
+        :param next_obs: ``[n_envs, *shape]``
+        """
+        leaves = slice(slot * self._n_envs, (slot + 1) * self._n_envs)
+        self._obs[leaves] = to_array(obs, self._device)
+        self._next_obs[leaves] = to_array(next_obs, self._device)
+
+    def get(self, leaf_indices: Array, last_leaves: Array) -> tuple[Array, Array]:
+        """
+        Observations of some leaves, next observations of others (those where the n-step windows end).
+
+        :param leaf_indices: ``[batch]`` int64
+        :param last_leaves: ``[batch]`` int64
+        :return: two arrays ``[batch, *shape]``
+        """
+        return take(self._obs, leaf_indices), take(self._next_obs, last_leaves)
+
+    def state(self, n_leaves: int) -> dict[str, Any]:
+        """
+        :param n_leaves: how many leaves have been written
+        :return: what they hold; arrays are NumPy's
+        """
+        return {"obs": to_numpy(self._obs[:n_leaves]), "next_obs": to_numpy(self._next_obs[:n_leaves])}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """
+        :param state: what ``state()`` returned
+        """
+        n_leaves = len(state["obs"])
+        self._obs[:n_leaves] = to_array(state["obs"], self._device)
+        self._next_obs[:n_leaves] = to_array(state["next_obs"], self._device)
 
 
 class ObservationStore:

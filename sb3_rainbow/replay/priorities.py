@@ -11,8 +11,6 @@ import torch as th
 
 from sb3_rainbow.replay.arrays import Array, Uniform, allocate, namespace, take, to_array, to_numpy
 
-_FLOAT64 = np.dtype(np.float64)
-
 
 @cache  # for ever: a CUDA graph may go on reading it
 def _strata(n: int, xp: ModuleType, device: Any) -> Array:
@@ -55,17 +53,17 @@ class PrioritySampler:
         self.block_size = max(64, 2 ** round(math.log2(math.sqrt(size) / 4)))
         self._n_blocks = -(-size // self.block_size)
         self.clear()
-        self._max_priority = allocate((1,), _FLOAT64, self.device) + 1
+        self._max_priority = allocate((1,), np.float64, self.device) + 1
 
     def clear(self) -> None:
         """Forget all leaves."""
-        self._blocks = allocate((self._n_blocks, self.block_size), _FLOAT64, self.device)
+        self._blocks = allocate((self._n_blocks, self.block_size), np.float64, self.device)
         self._leaves = self._blocks.reshape(-1)
-        self._sums = allocate((self._n_blocks,), _FLOAT64, self.device)
+        self._sums = allocate((self._n_blocks,), np.float64, self.device)
         # Sums of all blocks before each one, and after the last: rebuilt by every draw
-        self._before = allocate((self._n_blocks + 1,), _FLOAT64, self.device)
+        self._before = allocate((self._n_blocks + 1,), np.float64, self.device)
         # Smallest positive leaf of every block, kept only for weight_norm="memory"
-        self._minima = allocate((self._n_blocks if self.weight_norm == "memory" else 0,), _FLOAT64, self.device) + math.inf
+        self._minima = allocate((self._n_blocks if self.weight_norm == "memory" else 0,), np.float64, self.device) + math.inf
         # Whether a priority of 0 was ever set: if not, there is no need to look whether all are
         self._has_zeros = False
         # Leaves appended since the last draw or update; they enter the sums together
@@ -161,8 +159,8 @@ class PrioritySampler:
 
         :param batch_size: number of draws
         :param check: False, after ``prepare``, reads nothing back from the device
-        :return: ``[batch_size]`` int64 leaf indices, ascending
-        :raises ValueError: if no leaf is positive
+        :return: ``[batch_size]`` int64 leaf indices, ascending; without meaning if none was appended
+        :raises ValueError: if all priorities were set to 0
         """
         if check:
             self.prepare()
@@ -185,7 +183,7 @@ class PrioritySampler:
         """
         What a sample needs of the host.
 
-        :raises ValueError: if no leaf is positive
+        :raises ValueError: if all priorities were set to 0
         """
         self._enter_fresh()
         if self._has_zeros and self.total <= 0:

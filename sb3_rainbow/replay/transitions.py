@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 
 from sb3_rainbow.replay.arrays import Array, allocate, take, to_array, to_numpy
-from sb3_rainbow.replay.n_step import NStepReturns, n_step_returns
+from sb3_rainbow.replay.n_step import NStepReturns, Windows, make_windows, n_step_returns
 
 _ARRAYS = ("actions", "rewards", "goes_on", "terminated")
 
@@ -29,13 +29,15 @@ class TransitionStore:
         #: ``[leaves, action_dim]``
         self.actions = allocate((n_leaves, action_dim), action_dtype, device)
         #: ``[leaves]`` float32: of single steps, raw
-        self.rewards = allocate((n_leaves,), np.dtype(np.float32), device)
+        self.rewards = allocate((n_leaves,), np.float32, device)
         #: ``[leaves]`` uint8: 1 where the episode goes on in the next slot: not where it ended, nor for the newest transitions
-        self.goes_on = allocate((n_leaves,), np.dtype(np.uint8), device)
+        self.goes_on = allocate((n_leaves,), np.uint8, device)
         #: ``[leaves]`` float32: 1 where the episode ended by a termination
-        self.terminated = allocate((n_leaves,), np.dtype(np.float32), device)
+        self.terminated = allocate((n_leaves,), np.float32, device)
         #: ``[n_envs]`` bool: which of the newest transitions did not end their episode
         self.running = np.zeros(n_envs, dtype=bool)
+        # Of the last length and discount, kept for as long as these stay: a CUDA graph goes on reading them
+        self._windows: dict[tuple[int, float], Windows] = {}
 
     @staticmethod
     def bytes_per_leaf(action_dim: int, action_dtype: np.dtype) -> int:
@@ -94,10 +96,11 @@ class TransitionStore:
         :param normalize_reward: see ``n_step_returns``
         :return: actions, and what the windows that start there give
         """
-        windows = n_step_returns(
-            self.rewards, self.goes_on, self.terminated, leaf_indices, self._n_envs, n_steps, gamma, normalize_reward
-        )
-        return take(self.actions, leaf_indices), windows
+        if (n_steps, gamma) not in self._windows:
+            self._windows = {(n_steps, gamma): make_windows(n_steps, gamma, self._n_envs, self.rewards)}
+        windows = self._windows[n_steps, gamma]
+        returns = n_step_returns(self.rewards, self.goes_on, self.terminated, leaf_indices, windows, normalize_reward)
+        return take(self.actions, leaf_indices), returns
 
     def state(self, n_leaves: int) -> dict[str, Any]:
         """

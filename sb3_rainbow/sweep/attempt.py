@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_rainbow import zoo
-from sb3_rainbow.checkpoint.folder import flush, flush_entries, latest, link
+from sb3_rainbow.checkpoint.folder import checkpoints, flush, flush_entries, latest, link
 from sb3_rainbow.sweep.suite import Run
 
 PACKAGES = ("sb3-rainbow", "stable-baselines3", "sb3-contrib", "rl_zoo3", "torch", "numpy", "gymnasium", "ale-py")
@@ -30,6 +30,48 @@ def attempts(folder: Path) -> list[Path]:
     :return: folders of its attempts that are left, oldest first
     """
     return sorted(folder.glob("attempt-*"))
+
+
+def claim(run: Run, has_trials: bool = False) -> None:
+    """
+    Write down in a run's folder what it is. From its first checkpoint, or finished trial, on it must be the same: nothing goes
+    on with other settings, and what is done is not taken for something else.
+
+    :param run: about to be started, or done
+    :param has_trials: of a search: whether any has finished
+    :raises ValueError: if its folder holds a run with other settings
+    """
+    path = run.folder / ("manifest.json" if run.is_done else "run.json")
+    begun = has_trials or any(checkpoints(attempt / "checkpoints") for attempt in attempts(run.folder))
+    if not run.is_done and not (begun and path.exists()):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".writing")
+        temporary.write_text(run.to_json())
+        temporary.replace(path)
+        return
+    before, now = (_identity(json.loads(text), run.is_done) for text in (path.read_text(), run.to_json()))
+    for name, new in now.items():
+        old = before[name]
+        if old != new:
+            raise ValueError(
+                f"{run.name}: {name}={new!r}, but {run.folder} was begun with {old!r}: remove it, or use another label"
+            )
+
+
+def _identity(fields: dict[str, Any], is_done: bool) -> dict[str, Any]:
+    """What decides a run's numbers. A config by its name: another checkout has it elsewhere, and who resumes compares all."""
+    settings = fields["settings"]
+    config = settings.get("config")
+    return {
+        "env": fields["env"],
+        "steps": fields["steps"],
+        "algo": settings["algo"],
+        "config": config and Path(config).name,
+        "hyperparams": settings.get("hyperparams", {}),
+        "trials": fields.get("search", {}).get("trials"),
+        # Until the end it may change
+        "evaluation": fields["evaluation"] if is_done else None,
+    }
 
 
 def number_of(attempt: Path) -> int:

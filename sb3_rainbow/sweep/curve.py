@@ -50,7 +50,7 @@ class EpisodeCurve(BaseCallback):
         temporary.replace(self.path)
         # Lines are written at once, as whole lines
         self._file = self._closing.enter_context(self.path.open("a", newline="", buffering=1))
-        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer = csv.writer(self._file)
         self._synced_at = self.model.num_timesteps
 
     def _on_rollout_start(self) -> None:
@@ -65,7 +65,7 @@ class EpisodeCurve(BaseCallback):
         for info in self.locals["infos"]:
             if "episode" in info:
                 values = (self.num_timesteps, round(float(info["episode"]["r"]), 6), round(time.time() - self._start, 2))
-                self._writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+                self._writer.writerow(values)
         return True
 
     def _on_rollout_end(self) -> None:

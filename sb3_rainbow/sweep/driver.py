@@ -14,9 +14,10 @@ from typing import Any
 import torch as th
 
 from sb3_rainbow.arguments import check_integer
+from sb3_rainbow.sweep.attempt import claim
 from sb3_rainbow.sweep.engine import Engine, Processes, Ray
 from sb3_rainbow.sweep.search import finished, give_up_trials, prepare
-from sb3_rainbow.sweep.suite import Run, check_known, claim, expand, read
+from sb3_rainbow.sweep.suite import Run, check_known, expand, read
 from sb3_rainbow.sweep.table import Board, View, results, view
 
 

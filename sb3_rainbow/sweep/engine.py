@@ -100,7 +100,7 @@ class Processes(Engine):
                 code = process.poll()
                 if code is None:
                     continue
-                _close(process)
+                process.communicate()
                 if code < 0 and not run.is_done:
                     if times <= run.max_retries:
                         self._running[run.name] = (run, launch(*arguments(run)), times + 1)
@@ -115,14 +115,8 @@ class Processes(Engine):
     def close(self) -> None:
         for _, process, _ in self._running.values():
             process.kill()
-            process.wait()
-            _close(process)
+            process.communicate()
         self._running = {}
-
-
-def _close(process: "subprocess.Popen[bytes]") -> None:
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def run_task(launched: tuple[str, str, str, int, bool]) -> int:

@@ -1,6 +1,7 @@
 """One worker of a hyperparameter search: RL Zoo's ``-optimize`` on a study that several workers share."""
 
 import functools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,10 @@ def finished(run: Run) -> tuple[int, float]:
     try:
         study = _study(run.search["storage"], run.search["study_name"])
     except KeyError:
-        return 0, float("nan")
+        return 0, math.nan
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE]
-    return len(trials), max(values, default=float("nan"))
+    return len(trials), max(values, default=math.nan)
 
 
 def optimize(run: Run, attempt: Path) -> None:

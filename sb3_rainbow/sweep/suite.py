@@ -14,7 +14,6 @@ from sb3_rainbow import zoo
 from sb3_rainbow.arguments import check_choice, check_integer, check_number
 from sb3_rainbow.presets import PRESETS
 
-KINDS = ("train", "optimize")
 #: Keys of every suite, with the values that they have if not said; None where they must be
 COMMON: dict[str, Any] = {
     "kind": "train",
@@ -97,49 +96,6 @@ class Run(NamedTuple):
         return cls(**fields | {"folder": Path(fields["folder"])})
 
 
-def claim(run: Run, has_trials: bool = False) -> None:
-    """
-    Write down in a run's folder what it is. From its first checkpoint, or finished trial, on it must be the same: nothing goes
-    on with other settings, and what is done is not taken for something else.
-
-    :param run: about to be started, or done
-    :param has_trials: of a search: whether any has finished
-    :raises ValueError: if its folder holds a run with other settings
-    """
-    path = run.folder / "run.json"
-    if run.is_done:
-        path = run.folder / "manifest.json"
-    elif not (has_trials or any(run.folder.glob("attempt-*/checkpoints/step_*"))) or not path.exists():
-        run.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".writing")
-        temporary.write_text(run.to_json())
-        temporary.replace(path)
-        return
-    before, now = (_identity(json.loads(text), run.is_done) for text in (path.read_text(), run.to_json()))
-    for name, new in now.items():
-        old = before[name]
-        if old != new:
-            raise ValueError(
-                f"{run.name}: {name}={new!r}, but {run.folder} was begun with {old!r}: remove it, or use another label"
-            )
-
-
-def _identity(fields: dict[str, Any], is_done: bool) -> dict[str, Any]:
-    """What decides a run's numbers. A config by its name: another checkout has it elsewhere, and who resumes compares all."""
-    settings = fields["settings"]
-    config = settings.get("config")
-    return {
-        "env": fields["env"],
-        "steps": fields["steps"],
-        "algo": settings["algo"],
-        "config": config and Path(config).name,
-        "hyperparams": settings.get("hyperparams", {}),
-        "trials": fields.get("search", {}).get("trials"),
-        # Until the end it may change
-        "evaluation": fields["evaluation"] if is_done else None,
-    }
-
-
 def read(path: Path, name: str | None = None) -> tuple[str, dict[str, Any]]:
     """
     :param path: YAML file: suites by their names, or one suite
@@ -166,7 +122,7 @@ def _checked(name: str, suite: Any, folder: Path) -> dict[str, Any]:
     """The suite with all its keys, if it is right."""
     _check_mapping(name, suite)
     kind = suite.get("kind", "train")
-    check_choice(f"{name}: kind", kind, KINDS)
+    check_choice(f"{name}: kind", kind, KEYS)
     defaults = KEYS[kind]
     _check_keys(name, suite, tuple(defaults))
     suite = defaults | suite

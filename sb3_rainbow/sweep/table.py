@@ -1,7 +1,9 @@
 """What a user sees of a sweep: a live table, or plain lines where there is no terminal."""
 
 import contextlib
+import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -29,7 +31,7 @@ class Progress(NamedTuple):
     #: Agent steps per second
     speed: float = 0.0
     #: Mean return of the last episodes; in a search, best value
-    score: float = float("nan")
+    score: float = math.nan
     #: Which attempt it is, from 1; 0 before the first
     attempt: int = 0
 
@@ -162,14 +164,11 @@ def view() -> Iterator[View]:
     """
     :return: context that gives a table if there is a terminal and rich is installed, and plain lines if not
     """
-    try:
-        from rich.live import Live
-    except ModuleNotFoundError:
+    if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
         yield Lines()
         return
-    if not sys.stdout.isatty():
-        yield Lines()
-        return
+    from rich.live import Live
+
     with Live(auto_refresh=False) as live:
         yield Table(live)
 
