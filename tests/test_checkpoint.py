@@ -1008,3 +1008,38 @@ def test_the_callback_names_what_it_cannot_do(tmp_path):
             ResumableCheckpointCallback(10, tmp_path / folder)
     with pytest.raises(ValueError, match="model=.*DQN.*RainbowDQN alone"):
         DQN("MlpPolicy", "CartPole-v1", buffer_size=100).learn(10, callback=ResumableCheckpointCallback(10, tmp_path))
+
+
+class Mine(policies.MlpPolicy):
+    """A policy of the user's own."""
+
+
+def test_a_policy_of_the_users_own_trains_and_comes_back(tmp_path):
+    model = RainbowDQN(Mine, "CartPole-v1", learning_starts=20, seed=0).learn(60)
+    model.save(tmp_path / "model")
+    assert type(RainbowDQN.load(tmp_path / "model").policy) is Mine
+    save(model, tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"not stored, as it is no plain data: \{'policy': .*Mine.*Give it to load"):
+        load(tmp_path / "checkpoints")
+    loaded = load(tmp_path / "checkpoints", policy=Mine)
+    assert type(loaded.policy) is Mine
+    assert fingerprint_of_parameters(loaded) == fingerprint_of_parameters(model)
+
+
+def test_files_are_copied_where_there_are_no_links_and_only_whole_ones_are_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr("sb3_rainbow.replay.frames.PART_BYTES", 20 * 84 * 84)
+    monkeypatch.setattr("sb3_rainbow.checkpoint.state.OWN_FILE_FROM", 10 * 84 * 84)
+    model = make_model("breakout", 1, buffer_size=300, learning_starts=10_000).learn(100)
+    first = save(model, tmp_path)
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    second = save(model, tmp_path)
+    verify(second)
+    files = frames_of(second).values()
+    assert len(files) > 1
+    assert not any(os.path.samefile(first / name, second / name) for name in files)
+    for name in files:
+        os.truncate(second / name, 10)
+    with pytest.raises(CorruptCheckpointError, match="not as long as it was written. Save to another folder"):
+        save(model, tmp_path)
+    with pytest.warns(RuntimeWarning, match="10 bytes, .* were written. The checkpoint before it is taken"):
+        assert latest(tmp_path) == first

@@ -156,6 +156,7 @@ def test_the_graph_is_told_what_changes_and_captured_anew_when_tensors_or_settin
     target = model.q_net_target
     change(lambda: (setattr(model.policy, "q_net_target", deepcopy(target)), model._create_aliases()))
     change(lambda: setattr(buffer, "n_steps", 5))
+    change(lambda: (setattr(buffer, "gamma", 0.5), buffer.sample(16), setattr(buffer, "gamma", 0.99)))
     change(lambda: setattr(model, "max_grad_norm", 1.0))
     model.train(1, 16)
     assert model._graph.keys[-1] == model._graph.keys[-2]
@@ -293,7 +294,8 @@ def test_on_a_gpu_the_captured_updates_are_the_others(variant, monkeypatch):
     monkeypatch.undo()
     results = []
     for cuda_graph in (False, True):
-        model = filled(device="cuda", storage_device="cuda", cuda_graph=cuda_graph, **variant)
+        rate = {"learning_rate": lambda remaining: 1e-3 * remaining}
+        model = filled(device="cuda", storage_device="cuda", cuda_graph=cuda_graph, **(rate | variant))
         optimizer = model.policy.optimizer
         th.manual_seed(3)
         for round_ in range(4):
@@ -303,10 +305,13 @@ def test_on_a_gpu_the_captured_updates_are_the_others(variant, monkeypatch):
                 model.replay_buffer.load_state(model.replay_buffer.state())
             elif round_ == 3:
                 model.replay_buffer.n_steps = 2
-            model._current_progress_remaining = 0.8 - 0.2 * round_
-            model.train(WARM_UP + 5, 32)
-            if cuda_graph:
-                assert model._graph._graph is not None
+            graphs = []
+            for step in range(2):  # the captured one takes another rate and another beta
+                model._current_progress_remaining = 0.8 - 0.2 * round_ - 0.1 * step
+                model.train(WARM_UP + 5, 32)
+                if cuda_graph:
+                    graphs.append(model._graph._graph)
+            assert all(graph is not None and graph is graphs[0] for graph in graphs)
         results.append(state_of(model))
     for plain, captured in zip(*results, strict=True):
         th.testing.assert_close(plain, captured, rtol=1e-2, atol=1e-3)

@@ -1,6 +1,7 @@
 """A sweep ends with the same numbers, whatever dies meanwhile; what is wrong with a suite is said before anything starts."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -30,7 +31,7 @@ from sb3_rainbow.sweep.curve import EpisodeCurve
 from sb3_rainbow.sweep.engine import Processes, arguments, launch
 from sb3_rainbow.sweep.search import finished, load_study
 from sb3_rainbow.sweep.suite import Run, check_known, expand, read
-from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results
+from sb3_rainbow.sweep.table import Board, Lines, Table, progress, results, view
 
 SMALL = {"learning_starts": 100, "train_freq": 4, "gradient_steps": 1, "policy_kwargs": "dict(net_arch=[16])"}
 #: Long enough to be killed between its first checkpoint and its end
@@ -761,6 +762,15 @@ def test_the_table_and_the_lines_show_runs_and_attempts(running, capsys):
     lines.update(board)
     assert capsys.readouterr().out == f"{running.name}: attempt 2, the one before was killed\n"
     assert results(board.runs) == ""
+
+
+@pytest.mark.parametrize(("terminal", "rich", "shown"), [(True, True, Table), (True, False, Lines), (False, True, Lines)])
+def test_a_table_is_shown_where_there_is_a_terminal_and_rich(monkeypatch, terminal, rich, shown):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name) if rich or name != "rich" else None)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    with view() as used:
+        assert isinstance(used, shown)
 
 
 def test_without_ray_one_line_says_what_it_would_add(tmp_path, monkeypatch, capsys):

@@ -268,6 +268,9 @@ def test_without_the_startup_line_our_own_entry_trains(install):
         result = install.zoo("train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 10)
         assert result.code != 0
         assert "invalid choice: 'rainbow'" in result.output
+        late = "import rl_zoo3.exp_manager, rl_zoo3.utils as u; assert 'rainbow' not in u.ALGOS; "
+        result = install.run("-c", late + "import sb3_rainbow; assert u.ALGOS['rainbow'] is sb3_rainbow.RainbowDQN")
+        assert result.code == 0, result.output
         folder = install.folder / "own"
         arguments = ["train", "--algo", "rainbow", "--env", "CartPole-v1", "-n", 300, "--eval-freq", -1, "-f", folder]
         result = install.run("-m", "sb3_rainbow.zoo", *arguments)

@@ -229,7 +229,7 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     header += ["mean score of each seed", "return in the last tenth of training"]
     if milestone < math.inf:
         header.append(f"steps until the return while training is {milestone:g}")
-    parts = [table(header, lines)]
+    parts = [table(header, lines), "The IQM of fewer than four seeds is their mean.\n"]
     draw_curves(runs, curves, envs, labels, path / "curves")
     parts.append("![learning curves](curves.png)\n")
 

@@ -16,7 +16,7 @@ os.environ.update(OMP_NUM_THREADS="1")
 import ale_py
 import gymnasium as gym
 import numpy as np
-from machine import machine
+from machine import describe, machine
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 from turns import spread
@@ -114,10 +114,7 @@ def report(results: dict[str, Any]) -> str:
     lines += ["", "| game | pixels that differ | by at most, of 255 | rewards and ends that differ |", "|---|---|---|---|"]
     for game, found in results["pixels"].items():
         lines.append(f"| {game} | {found['share']:.4%} | {found['most']} | {found['mismatches']} |")
-    about = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines += ["", f"{results['game']}. {about['cpu']} ({about['torch_cpu_capability']}), {about['cores']} cores. {versions}."]
-    return "\n".join([*lines, "", f"Command: `{about['command']}`"]) + "\n"
+    return "\n".join([*lines, "", f"{results['game']}. {describe(results['machine'])}"])
 
 
 def main() -> None:

@@ -84,12 +84,14 @@ def main() -> None:
             milliseconds = updates(model, 200 if args.device == "cuda" else 2)["ms"]
             if i:  # the first round warms up
                 results["updates"][name].append(milliseconds)
-    base = np.array(results["updates"]["SB3 DQN"])
+    print(f"Updates of 32; steps of {args.n_envs} games, with an update of 256 for {args.n_envs} steps")
     for name in models:
-        ms = np.array(results["updates"][name])
-        print(f"{name}: {1e3 / np.median(ms):.0f} updates of 32 per second, {np.median(base / ms):.2f} x SB3 DQN's; ", end="")
-        print(f"{np.median(results['steps'][name]):.0f} steps per second, {args.n_envs} games, batch 256, one update for each")
+        per_second = {"updates": 1e3 / np.array(results["updates"][name]), "steps": np.array(results["steps"][name])}
+        base = {"updates": 1e3 / np.array(results["updates"]["SB3 DQN"]), "steps": np.array(results["steps"]["SB3 DQN"])}
+        parts = (f"{np.median(per_second[k]):.0f} {k}/s, {np.median(per_second[k] / base[k]):.2f} x SB3 DQN's" for k in base)
+        print(f"{name}: {'; '.join(parts)}")
     if args.device == "cuda":
+        args.out.mkdir(exist_ok=True)
         (args.out / "gpu.json").write_text(json.dumps(results))
 
 

@@ -20,7 +20,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import numpy as np
 import psutil
 import torch as th
-from machine import machine, versions
+from machine import describe, machine, versions
 from replay_peers import ACTIONS, PEERS, SHAPE, Contender, Ours
 
 HERE = Path(__file__).parent
@@ -178,7 +178,7 @@ def report(results: dict[str, Any]) -> str:
             cells = []
             for operation in operations:
                 ours, peer = (np.median(pair["us"][name][operation]) for name in ("ours", pair["peer"]))
-                if peer < 1:
+                if operation.startswith("update") and pair["peer"].startswith("SB3 "):  # it has no priorities
                     cells.append(f"{ours:.0f} / -")
                     continue
                 median, low, high = ratio(pair, operation)
@@ -193,13 +193,10 @@ def report(results: dict[str, Any]) -> str:
             f"Ours alone at {capacity:,}: {pair['own_count']:.0f} bytes per transition by its own count, process "
             f"{pair['resident_gb']:.2f} GB resident, sample and update of 32 {_sample_and_update(pair):.0f} us."
         )
-    about = results["machine"]
-    used: dict[str, str] = {}
+    versions: dict[str, str] = {}  # measured by several Pythons, perhaps
     for pair in results["pairs"]:
-        used |= {f"{name} {version}": "" for name, version in pair["versions"].items()}
-    lines += ["", f"{about['cpu']} ({about['torch_cpu_capability']}), {about['cores']} cores, Python {about['python']}."]
-    lines += [f"Versions: {', '.join(sorted(used))}.", "", f"Command: `{about['command']}`"]
-    return "\n".join(lines) + "\n"
+        versions |= pair["versions"]
+    return "\n".join([*lines, "", describe(results["machine"] | {"versions": versions})])
 
 
 def _sample_and_update(pair: dict[str, Any]) -> float:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import yaml
-from machine import machine
+from machine import describe, machine
 from tqdm import tqdm
 from turns import spread
 
@@ -86,7 +86,7 @@ def main() -> None:
     for name, times in seconds.items():
         ratios = [mine / theirs for mine, theirs in zip(times, seconds["by hand"], strict=True)]
         lines.append(f"| {name} | {spread(times, '.1f')} | {spread(ratios, '.3f')} |")
-    report = "\n".join(lines) + "\n"
+    report = "\n".join([*lines, "", describe(machine())])
     print(report)
     args.out.mkdir(exist_ok=True)
     (args.out / "sweep.json").write_text(json.dumps({"machine": machine(), "steps": args.steps, "seconds": seconds}))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from machine import machine
+from machine import describe, machine
 from training_peers import CONTENDERS, PARTS, WARM_UP
 from turns import serve, spread, take_turns
 
@@ -27,6 +27,7 @@ RATIOS = (
     ("sb3-rainbow", "SB3 DQN"),
     ("sb3-rainbow", "sb3-contrib QR-DQN"),
     ("sb3-rainbow, bf16", "SB3 DQN"),
+    ("sb3-rainbow, 8 native", "sb3-rainbow"),
     ("sb3-rainbow, 8 native", "SB3 DQN, 8"),
     ("sb3-rainbow, 8 native, bf16", "SB3 DQN, 8"),
     ("sb3-rainbow, 8 native, compiled", "SB3 DQN, 8"),
@@ -49,9 +50,9 @@ def serve_loop(name: str, threads: int) -> None:
     def work(steps: int) -> dict[str, Any]:
         contender.seconds = dict.fromkeys(PARTS, 0.0)
         start = time.perf_counter()
-        contender.advance(steps)
+        done = contender.advance(steps)
         seconds = time.perf_counter() - start
-        return {"speed": steps / seconds, "split": {part: contender.seconds[part] / seconds for part in PARTS}}
+        return {"speed": done / seconds, "split": {part: contender.seconds[part] / seconds for part in PARTS}}
 
     serve(work)
 
@@ -73,10 +74,7 @@ def report(results: dict[str, Any]) -> str:
             ratios = np.array(loops[over]["speed"]) / np.array(loops[under]["speed"])
             lines.append(f"| {over} / {under} | {spread(ratios, '.2f')} |")
     lines += [f"\nnot measured: {name}: {reason}" for name, reason in results["failed"].items()]
-    about = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-    lines += ["", f"{about['cpu']} ({about['torch_cpu_capability']}), torch threads: {results['threads']}. {versions}."]
-    return "\n".join([*lines, "", f"Command: `{about['command']}`"]) + "\n"
+    return "\n".join([*lines, "", f"torch threads: {results['threads']}. {describe(results['machine'])}"])
 
 
 def main() -> None:

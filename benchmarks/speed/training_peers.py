@@ -40,8 +40,8 @@ class Contender:
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PARTS, 0.0)
 
-    def advance(self, steps: int) -> None:
-        """Train for some agent steps, of all environments together."""
+    def advance(self, steps: int) -> int:
+        """Train for some agent steps, of all environments together, and say how many there were."""
         raise NotImplementedError
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,8 +86,10 @@ class SB3Like(Contender):
         model.train = self.timed("train", model.train)
         model.env.step = self.timed("env", model.env.step)
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int) -> int:
+        before = self.model.num_timesteps
         self.model.learn(steps, reset_num_timesteps=False, log_interval=None)
+        return int(self.model.num_timesteps - before)  # more where several environments make whole rollouts
 
 
 class SingleGame(Contender):
@@ -103,7 +105,7 @@ class SingleGame(Contender):
         self.act, self.step = self.timed("act", self._act), self.timed("env", self._step)
         self.add, self.train = self.timed("add", self._add), self.timed("train", self._train)
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int) -> int:
         for _ in range(steps):
             action = int(self.act(self.obs))
             obs, reward, done, truncated = self.step(action)
@@ -113,6 +115,7 @@ class SingleGame(Contender):
             self.t += 1
             if self.t > WARM_UP and self.t % UPDATE_EVERY == 0:
                 self.train()
+        return steps
 
     def _step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
         obs, rewards, dones, infos = self.env.step(np.array([action]))

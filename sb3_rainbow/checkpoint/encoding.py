@@ -101,7 +101,8 @@ def encode(value: Any, arrays: Arrays, path: str = "") -> Json:
         return {"!": "class", "of": _name(value)}
     if (name := _name(type(value))) in SCHEDULES:
         return {"!": "schedule", "class": name, "of": encode(vars(value), arrays, path)}
-    raise Unencodable(f"{path} is {type(value).__module__}.{type(value).__qualname__}")
+    cls = value if isinstance(value, type) else type(value)
+    raise Unencodable(f"{path} is {cls.__module__}.{cls.__qualname__}")
 
 
 def decode(node: Json, arrays: Arrays) -> Any:

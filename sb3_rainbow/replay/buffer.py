@@ -183,7 +183,8 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         infos: list[dict[str, Any]],
     ) -> None:
         """
-        Store one transition of every environment, at the largest priority seen.
+        Store one transition of every environment, at the largest priority seen. It follows the one before it, or
+        ``truncate_last_trajectory`` was called: ``RainbowDQN`` does so at the start of ``learn``, SB3's own DQN does not.
 
         :param obs: ``[n_envs, *obs_shape]``, or a dict of those
         :param next_obs: the same; where the episode ended, its last observation

@@ -36,7 +36,7 @@ class TransitionStore:
         self.terminated = allocate((n_leaves,), np.float32, device)
         #: ``[n_envs]`` bool: which of the newest transitions did not end their episode
         self.running = np.zeros(n_envs, dtype=bool)
-        # Of the last length and discount, kept for as long as these stay: a CUDA graph goes on reading them
+        # Of the last length and discount
         self._windows: dict[tuple[int, float], Windows] = {}
 
     @staticmethod
@@ -51,7 +51,8 @@ class TransitionStore:
     @property
     def arrays(self) -> list[Array]:
         """All that transitions are made from."""
-        return [getattr(self, name) for name in _ARRAYS]
+        stored = [getattr(self, name) for name in _ARRAYS]
+        return stored + [array for windows in self._windows.values() for array in windows]
 
     @property
     def nbytes(self) -> int:
