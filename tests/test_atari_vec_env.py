@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import TimeLimit
 from resumable_training import fingerprint
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
@@ -75,6 +76,16 @@ def test_it_gives_what_sb3s_wrappers_give(game, wrapper_kwargs, env_kwargs):
     assert ends > 0
     for env in (theirs, ours, single):
         env.close()
+
+
+def test_rl_zoos_own_time_limit_is_one(monkeypatch):
+    class OfRLZoo(TimeLimit):
+        """As RL Zoo puts it in the place of Gymnasium's."""
+
+    monkeypatch.setattr("gymnasium.envs.registration.TimeLimit", OfRLZoo)
+    env = make(1, env_kwargs={"max_episode_steps": 200})
+    assert env.games[0]._settings["max_num_frames_per_episode"] == 200
+    env.close()
 
 
 def test_a_game_starts_with_0_to_29_no_ops_and_fire_and_a_step():

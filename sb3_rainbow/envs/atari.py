@@ -151,8 +151,9 @@ class AtariGame:
         places = []
         inner = env
         while isinstance(inner, gym.Wrapper):
-            wrappers[type(inner)] = inner
-            places.append(_WRAPPERS.index(type(inner)) if type(inner) in _WRAPPERS else -1)
+            kind = TimeLimit if isinstance(inner, TimeLimit) else type(inner)  # RL Zoo puts one of its own in its place
+            wrappers[kind] = inner
+            places.append(_WRAPPERS.index(kind) if kind in _WRAPPERS else -1)
             inner = inner.env
         if not isinstance(inner, AtariEnv) or places != sorted(set(places) - {-1}):
             raise ValueError(
