@@ -82,7 +82,7 @@ def test_rl_zoos_own_time_limit_is_one(monkeypatch):
     class OfRLZoo(TimeLimit):
         """As RL Zoo puts it in the place of Gymnasium's."""
 
-    monkeypatch.setattr("gymnasium.envs.registration.TimeLimit", OfRLZoo)
+    monkeypatch.setattr("gymnasium.wrappers.TimeLimit", OfRLZoo)
     env = make(1, env_kwargs={"max_episode_steps": 200})
     assert env.games[0]._settings["max_num_frames_per_episode"] == 200
     env.close()
