@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +27,10 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """:return: of what was measured"""
-    installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
+    installed = {
+        distribution.name.lower().replace("_", "-"): distribution.version
+        for distribution in importlib.metadata.distributions()
+    }
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
@@ -45,7 +49,7 @@ def machine() -> dict[str, Any]:
         "torch_cpu_capability": th.backends.cpu.get_cpu_capability(),
         "versions": versions(),
         "commit": _commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
     }
 
 

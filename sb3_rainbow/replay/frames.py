@@ -259,8 +259,9 @@ class FrameStore:
         self._frames[1 + self._head : 1 + self._head + before_wrap] = frames[:before_wrap]
         if before_wrap < len(new):
             rows[before_wrap:] -= self._length
+            self._written[: 1 + (len(new) - before_wrap) // self._part] = self._n_adds
             self._frames[1 : 1 + len(new) - before_wrap] = frames[before_wrap:]
-        self._written[rows // self._part] = self._n_adds
+        self._written[(1 + self._head) // self._part : 1 + (self._head + before_wrap) // self._part] = self._n_adds
         self._live += len(new)
         self._head = stop if stop <= self._length else stop - self._length
         return rows, known
