@@ -8,6 +8,7 @@ import functools
 import json
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,29 @@ def test_the_same_results_make_the_same_files(results):
     # In another process, where sets have another order
     subprocess.run([sys.executable, "-c", again], cwd=Path(__file__).parent, check=True)
     assert [path.read_bytes() for path in files] == first
+
+
+RESULTS = ROOT / "benchmarks/learning/results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*/report.md")), ids=lambda path: path.parent.name)
+def test_the_reports_have_the_scores_that_lie_beside_them(path):
+    text = path.read_text()
+    suite, *options = shlex.split(re.search(r"`python benchmarks/learning/report.py (.*)`", text)[1])
+    other_suites = [*options, ""][1:2] if "--also" in options else []
+    elsewhere = dict(zip(options[1::3], options[2::3], strict=True)) if "--elsewhere" in options else {}
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.split("\n\n")[1].splitlines()]
+    assert rows
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        means = []
+        for seed in range(10):
+            name = f"{cells['algorithm']}-{cells['environment'].replace('/', '-')}-{seed}"
+            places = [elsewhere.get(name, f"{suite}/{name}"), *(f"{other}/{name}" for other in other_suites)]
+            if found := [file for place in places if (file := RESULTS / place / "scores.csv").exists()]:
+                means.append(np.loadtxt(found[-1], skiprows=1, ndmin=1).mean())
+        assert cells["mean score of each seed"] == ", ".join(f"{mean:.1f}" for mean in means)
+        assert int(cells["seeds"]) == len(means)
 
 
 def test_a_reference_that_scores_nothing_is_refused(results):
