@@ -38,12 +38,7 @@ def test_it_gives_what_sb3s_gives():
     ours.close()
 
 
-# Seconds beyond those that are waited for; a new process starts in many where other tests run beside
-slack = pytest.mark.parametrize("slack", [30, pytest.param(2, marks=pytest.mark.slow)])
-
-
-@slack
-def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path, slack):
+def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path):
     env = make_env()
     model = RainbowDQN("MlpPolicy", env, learning_starts=20, seed=0)
     model.learn(80, callback=ResumableCheckpointCallback(40, tmp_path))
@@ -54,12 +49,11 @@ def test_a_dead_worker_is_named_and_the_last_checkpoint_stands(tmp_path, slack):
         env.get_attr("spec", indices=0)
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < subproc.CLOSING + slack
+    assert time.monotonic() - start < 5
     assert load(tmp_path).num_timesteps == 80
 
 
-@slack
-def test_a_hanging_worker_is_named_within_the_timeout(slack):
+def test_a_hanging_worker_is_named_within_the_timeout():
     env = make_env()
     env.reset()
     for remote in env.remotes:
@@ -68,12 +62,12 @@ def test_a_hanging_worker_is_named_within_the_timeout(slack):
     start = time.monotonic()
     with pytest.raises(WorkerError, match=r"worker 0 .* did not answer for 1 s"):
         env.step([0, 0])
-    assert time.monotonic() - start < 1 + slack
+    assert time.monotonic() - start < 5
     with pytest.raises(WorkerError, match="worker 0"):  # not a late answer, as that of now
         env.step([0, 0])
     start = time.monotonic()
     env.close()
-    assert time.monotonic() - start < subproc.CLOSING + slack
+    assert time.monotonic() - start < 5
     assert not any(process.is_alive() for process in env.processes)
 
 
@@ -134,9 +128,8 @@ def hangs() -> gym.Env:
     raise AssertionError
 
 
-@slack
 @pytest.mark.parametrize("start_method", ["fork", "forkserver", "spawn"])
-def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, slack, monkeypatch):
+def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, monkeypatch):
     for env_fn in (fails, hangs):
         monkeypatch.setattr(env_fn, "__module__", "__main__")  # workers do not import the test
     works = lambda: gym.make("CartPole-v1")  # noqa: E731
@@ -148,7 +141,7 @@ def test_a_worker_whose_environment_cannot_be_made_is_named(start_method, slack,
     start = time.monotonic()
     with pytest.raises(WorkerError, match="worker 0 .* did not answer for 2 s"):
         SubprocVecEnv([hangs, works], start_method, timeout=1)
-    assert time.monotonic() - start < 2 + subproc.CLOSING + slack
+    assert time.monotonic() - start < 2 + subproc.CLOSING + 5
     assert set(multiprocessing.active_children()) <= before
 
 

@@ -85,9 +85,10 @@ def main() -> None:
             if i:  # the first round warms up
                 results["updates"][name].append(milliseconds)
     print(f"Updates of 32; steps of {args.n_envs} games, with an update of 256 for {args.n_envs} steps")
+    base: dict[str, np.ndarray] = {}
     for name in models:
         per_second = {"updates": 1e3 / np.array(results["updates"][name]), "steps": np.array(results["steps"][name])}
-        base = {"updates": 1e3 / np.array(results["updates"]["SB3 DQN"]), "steps": np.array(results["steps"]["SB3 DQN"])}
+        base = base or per_second  # SB3's DQN, the first
         parts = (f"{np.median(per_second[k]):.0f} {k}/s, {np.median(per_second[k] / base[k]):.2f} x SB3 DQN's" for k in base)
         print(f"{name}: {'; '.join(parts)}")
     if args.device == "cuda":

@@ -86,10 +86,11 @@ def main() -> None:
     for name, times in seconds.items():
         ratios = [mine / theirs for mine, theirs in zip(times, seconds["by hand"], strict=True)]
         lines.append(f"| {name} | {spread(times, '.1f')} | {spread(ratios, '.3f')} |")
-    report = "\n".join([*lines, "", describe(machine())])
+    about_machine = machine()
+    report = "\n".join([*lines, "", describe(about_machine)])
     print(report)
     args.out.mkdir(exist_ok=True)
-    (args.out / "sweep.json").write_text(json.dumps({"machine": machine(), "steps": args.steps, "seconds": seconds}))
+    (args.out / "sweep.json").write_text(json.dumps({"machine": about_machine, "steps": args.steps, "seconds": seconds}))
     (args.out / "sweep.md").write_text(report)
 
 
