@@ -109,7 +109,7 @@ def test_interquartile_means_are_those_of_the_middle_half(results):
 
 
 def test_the_same_results_make_the_same_files(results):
-    files = [results / "tiny" / name for name in ("report.md", "curves.png", "curves.svg", "aggregate.svg")]
+    files = [results / "tiny" / name for name in ("report.md", "curves.png", "curves.svg", "scores.png", "scores.svg")]
     report(results)
     first = [path.read_bytes() for path in files]
     again = f"import test_learning_benchmarks as tests; tests.report(tests.Path({str(results)!r}))"

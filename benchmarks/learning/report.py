@@ -5,7 +5,7 @@ Deterministic; runs that have not ended are left out.
 
 It writes into ``<out>/<suite>``: ``report.md`` (per game and over all games: interquartile means of the evaluation scores with
 95% intervals by stratified bootstrap, see Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
-Precipice"), ``curves`` and, if the suite has a reference, ``aggregate`` (PNG and SVG).
+Precipice"), ``curves`` and ``scores`` (PNG and SVG).
 """
 
 import argparse
@@ -173,27 +173,48 @@ def draw_curves(
     save(figure, path)
 
 
-def draw_aggregate(values: dict[str, tuple[float, float, float]], reference: str, path: Path) -> None:
+def draw_scores(
+    games: dict[str, dict[str, list[np.ndarray]]],
+    over_all: dict[str, tuple[float, float, float]],
+    labels: Sequence[str],
+    reference: str,
+    path: Path,
+) -> None:
     """
-    Interquartile mean over all games of each label.
+    One picture per environment: mean score of each seed, their mean, and its interval over seeds and games. In a last one the
+    interquartile means over all games.
 
-    :param values: by label: the mean, and the ends of its interval
-    :param reference: label whose mean is 1 in every game
+    :param games: by environment and label, for each seed its scores
+    :param over_all: by label: the interquartile mean, and the ends of its interval; empty for none
+    :param labels: each once
+    :param reference: label whose means are dotted lines; empty for none
     :param path: without its ending
     """
-    figure, axis = plt.subplots(figsize=(7, 0.5 * len(values) + 1.2), layout="constrained")
-    labels = list(values)[::-1]
-    for i, label in enumerate(labels):
-        middle, low, high = values[label]
-        axis.plot([low, high], [i, i], color="C0", linewidth=8, alpha=0.35, solid_capstyle="butt")
-        axis.plot([middle, middle], [i - 0.28, i + 0.28], color="C0", linewidth=2)
-    axis.axvline(values[reference][0], color="grey", linewidth=0.8, linestyle=":")
-    axis.set(
-        yticks=range(len(labels)),
-        yticklabels=labels,
-        xlabel=f"score over {reference}'s mean in the game: IQM and 95% interval",
-    )
-    axis.grid(axis="x", alpha=0.3)
+    panels = len(games) + bool(over_all)
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    size = (3.6 * columns + 1.2, (0.28 * len(labels) + 1) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for axis in axes.flat[panels:]:
+        axis.axis("off")
+    values = {
+        env: {label: (float(np.mean(seeds)), *interval_of_mean(seeds)) for label, seeds in of_env.items()}
+        for env, of_env in games.items()
+    }
+    pictures = [*values.items(), *([("over all games, IQM", over_all)] if over_all else [])]
+    for (title, of_labels), axis in zip(pictures, axes.flat, strict=False):
+        for label, (middle, low, high) in of_labels.items():
+            i = labels.index(label)
+            axis.plot([low, high], [i, i], color=f"C{i}", linewidth=8, alpha=0.3, solid_capstyle="butt")
+            axis.plot([middle, middle], [i - 0.3, i + 0.3], color=f"C{i}", linewidth=2)
+            seeds = [scores.mean() for scores in games.get(title, {}).get(label, [])]
+            axis.plot(seeds, [i] * len(seeds), "o", color=f"C{i}", markersize=4)
+        if reference in of_labels:
+            axis.axvline(of_labels[reference][0], color="grey", linewidth=0.8, linestyle=":")
+        unit = "score" if title in games else f"score over {reference}'s mean"
+        axis.set(title=title, xlabel=unit, yticks=range(len(labels)), yticklabels=labels)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0, 0].invert_yaxis()  # all share it
     save(figure, path)
 
 
@@ -210,16 +231,17 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     scores = {key: float(of_run.mean()) for key, of_run in games.items()}
     curves = {run.name: curve(run) for run in runs}
     lines = []
+    by_env: dict[str, dict[str, list[np.ndarray]]] = {}
     for env in envs:
         of_env: dict[str, list[Run]] = {label: [] for label in labels}
         for run in runs:
             if run.env == env:
                 of_env[run.label].append(run)
         values = {label: [scores[env, label, run.seed] for run in of_label] for label, of_label in of_env.items() if of_label}
+        by_env[env] = {label: [games[env, label, run.seed] for run in of_env[label]] for label in values}
         means = interquartile_means({label: np.array(of_label)[:, None] for label, of_label in values.items()})
         for label, (middle, low, high) in means.items():
-            of_seeds = [games[env, label, run.seed] for run in of_env[label]]
-            mean = f"{np.mean(values[label]):.1f} ({interval(*interval_of_mean(of_seeds))})"
+            mean = f"{np.mean(values[label]):.1f} ({interval(*interval_of_mean(by_env[env][label]))})"
             each = ", ".join(f"{score:.1f}" for score in values[label])
             late = ", ".join(f"{curves[run.name][-POINTS // 10 :].mean():.1f}" for run in of_env[label])
             lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), mean, each, late])
@@ -237,6 +259,7 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
         label: set.intersection(*({s for e, name, s in scores if (e, name) == (env, label)} for env in envs))
         for label in labels
     }
+    over_all: dict[str, tuple[float, float, float]] = {}
     complete = {label: sorted(of_label) for label, of_label in seeds.items() if of_label}
     if reference in complete:
         unit = [np.mean([scores[env, reference, seed] for seed in complete[reference]]) for env in envs]
@@ -248,14 +271,16 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
             label: np.array([[scores[env, label, seed] for env in envs] for seed in of_label]) / unit
             for label, of_label in complete.items()
         }
-        means = interquartile_means(matrix)
-        draw_aggregate(means, reference, path / "aggregate")
+        over_all = interquartile_means(matrix)
         rows = [
             [label, str(len(complete[label])), f"{middle:.2f}", interval(low, high)]
-            for label, (middle, low, high) in means.items()
+            for label, (middle, low, high) in over_all.items()
         ]
         parts.append(table(["over all games", "seeds", f"IQM of the scores over {reference}'s mean", "95% interval"], rows))
-        parts.append("![over all games](aggregate.png)\n")
+    draw_scores(by_env, over_all, labels, reference, path / "scores")
+    parts.append("![scores](scores.png)\n")
+    dotted = f"; dotted: the mean of {reference}." if reference else "."
+    parts.append(f"Dots: seeds; line and bar: their mean and its 95% interval over seeds and games{dotted}\n")
     return "\n".join(parts)
 
 
