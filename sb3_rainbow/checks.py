@@ -123,6 +123,12 @@ def check_other_replay(model: Any) -> None:
         if name not in model.replay_buffer_kwargs and given not in (own, default):
             message = f"{name}={given} has no effect with {model.replay_buffer_class}, whose own is {own}"
             warnings.warn(f"{message}: give it in replay_buffer_kwargs", UserWarning, stacklevel=4)
+    lost = model.prioritized and not hasattr(model.replay_buffer_class, "update_priorities")
+    for name in ("alpha", "beta0"):
+        given = getattr(model, name)
+        if lost and given != getattr(defaults.get(name), "default", given):
+            message = f"{name}={given} has no effect with {model.replay_buffer_class}, which has no priorities"
+            warnings.warn(message, UserWarning, stacklevel=4)
 
 
 def check_cuda_graph(replay_buffer: Any, optimizer: th.optim.Optimizer) -> None:

@@ -45,7 +45,6 @@ class RainbowDQN(DQN):
 
     Defaults are those of SB3's DQN, but for Adam: its epsilon is 1.5e-4 (Rainbow, table 1), and it is fused, unless every
     part is off or ``policy_kwargs`` sets ``optimizer_class``, or ``eps`` and ``fused`` of ``optimizer_kwargs``.
-
     Departure: DQN's epsilon-greedy exploration goes on beside the noise; the paper's Rainbow has none
     (``exploration_initial_eps=exploration_final_eps=0``).
 
@@ -356,6 +355,7 @@ class RainbowDQN(DQN):
     def _outputs(self, q_net: NoisyQNetwork, observations: Any, relative: bool = False) -> th.Tensor:
         """Under new noise, ``[batch, n_actions, n_atoms]`` float32."""
         q_net.reset_noise()
+        q_net.features_extractor.train(q_net.training and th.is_grad_enabled())  # BatchNorm, Dropout: only where it learns
         with th.autocast(self.device.type, th.bfloat16, enabled=self.amp == "bf16"):
             return q_net(observations, deterministic=False, relative=relative, by_atom=True).float()
 

@@ -169,6 +169,16 @@ def test_n_steps_that_the_replay_does_not_take_are_named():
         RainbowDQN("MlpPolicy", "CartPole-v1", replay_buffer_class=OfOneStep, buffer_size=50, **n_steps)
 
 
+@pytest.mark.parametrize("setting", [{"alpha": 0.9}, {"beta0": 0.1}], ids=str)
+def test_settings_of_priorities_that_the_replay_does_not_have_are_named(setting):
+    own = {"replay_buffer_class": OfOneStep, "buffer_size": 50, "n_steps": 1}
+    ((name, value),) = setting.items()
+    with pytest.warns(UserWarning, match=rf"{name}={value} has no effect with .*OfOneStep.*, which has no priorities"):
+        RainbowDQN("MlpPolicy", "CartPole-v1", **own, **setting)
+    RainbowDQN("MlpPolicy", "CartPole-v1", **own, **setting, prioritized=False)  # warnings are errors
+    RainbowDQN("MlpPolicy", "CartPole-v1", **own)
+
+
 def test_a_network_that_cannot_be_built_leaves_the_class_usable():
     with pytest.raises(TypeError):
         RainbowDQN("MlpPolicy", "CartPole-v1", policy_kwargs={"activation_fn": 3})

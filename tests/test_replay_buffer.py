@@ -237,6 +237,8 @@ def test_sb3_arrays_can_be_read_and_extended_from(n_envs, actions):
         for buffer in (ours, other):
             assert (getattr(buffer, name) == expected).all(), name
             assert getattr(buffer, name).dtype == expected.dtype, name
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(buffer, name)[:] = 0
 
 
 def test_blocks_of_wrong_shapes_are_named_and_not_stored():

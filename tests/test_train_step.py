@@ -13,7 +13,9 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import nn
 
 from sb3_rainbow import PrioritizedNStepReplayBuffer, RainbowDQN
 from sb3_rainbow.policies import ADAM_EPS
@@ -272,6 +274,27 @@ def test_the_target_carries_no_gradient_and_td_errors_change_nothing(n_atoms):
     for name, value in model.policy.state_dict().items():
         assert th.equal(value, before[name])
     assert (model.replay_buffer._priorities.leaves == leaves).all()
+
+
+class Normalized(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.norm = nn.BatchNorm1d(self.features_dim)
+
+    def forward(self, observations):
+        return self.norm(super().forward(observations))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_statistics_are_of_the_observations_that_an_update_learns_from(training):
+    model = model_with_data(policy_kwargs={"features_extractor_class": Normalized})
+    batch = model.replay_buffer.sample(32)
+    model.policy.set_training_mode(training)
+    model.td_errors(batch)
+    norm = model.q_net.features_extractor.norm
+    assert norm.num_batches_tracked == training
+    th.testing.assert_close(norm.running_mean, training * norm.momentum * batch.observations.mean(0))
+    assert model.q_net_target.features_extractor.norm.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("n_atoms", [1, 11])

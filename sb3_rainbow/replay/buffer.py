@@ -363,7 +363,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         self._observations = ObservationStore(self.observation_space, self.buffer_size, self.n_envs, self.storage_device)
         self._non_finite = {}
 
-    # What SB3's buffers have as arrays; copies here, for inspection
+    # What SB3's buffers have as arrays; copies here, to be read
 
     @property
     def observations(self) -> Obs:  # type: ignore[override]
@@ -388,15 +388,14 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
     @property
     def dones(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode ended."""
-        ended = self._copy(self._transitions.goes_on) == 0
-        ended[self.pos - 1] = ~self._transitions.running
-        ended[self.size() :] = False
-        return ended.astype(np.float32)
+        ended = (to_numpy(self._transitions.goes_on) == 0).astype(np.float32)
+        ended.reshape(-1, self.n_envs)[self.pos - 1] = ~self._transitions.running
+        return self._copy(ended)
 
     @property
     def timeouts(self) -> np.ndarray:  # type: ignore[override]
         """``[buffer_size, n_envs]`` float32: a copy; 1 where an episode was truncated."""
-        return self.dones - self._copy(self._transitions.terminated)
+        return self._copy(self.dones.reshape(-1) - to_numpy(self._transitions.terminated))
 
     def state(self) -> dict[str, Any]:
         """:return: what the buffer holds, as plain data and NumPy arrays, which may be the buffer's own memory"""
@@ -455,6 +454,7 @@ class PrioritizedNStepReplayBuffer(ReplayBuffer):
         array = np.zeros((self.buffer_size * self.n_envs, *leaves.shape[1:]), dtype=to_numpy(leaves[:0]).dtype)
         n_leaves = self.size() * self.n_envs
         array[:n_leaves] = to_numpy(leaves[:n_leaves])
+        array.flags.writeable = False  # else writing into it would do nothing, and say nothing
         return array.reshape(self.buffer_size, self.n_envs, *leaves.shape[1:])
 
     def _copy_observations(self, which: int) -> Obs:
