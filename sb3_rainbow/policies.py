@@ -90,6 +90,10 @@ class DataEfficientConvolutions(BaseFeaturesExtractor):
 HIDDEN_UNITS: dict[type[BaseFeaturesExtractor], int] = {NatureConvolutions: 512, DataEfficientConvolutions: 256}
 
 
+#: They do the same in training and in evaluation, and need not be told three times in every update which it is
+WITHOUT_MODES = (FlattenExtractor, CombinedExtractor, NatureCNN, *HIDDEN_UNITS)
+
+
 class Stream(nn.Sequential):
     """
     Layers, noisy or not. The last is float32 under autocast too: actions often differ by less than bfloat16 can tell.
@@ -175,6 +179,16 @@ class NoisyQNetwork(QNetwork):
         """Draw new noise for every noisy layer, independently."""
         for layer in self.noisy_layers:
             layer.reset_noise()
+
+    def train_features(self, mode: bool) -> None:
+        """
+        In an update, let BatchNorm count, and Dropout leave out, only in the pass that is learned from.
+
+        :param mode: whether this is the one; in evaluation mode none is
+        """
+        mode = mode and self.training
+        if type(self.features_extractor) not in WITHOUT_MODES and self.features_extractor.training != mode:
+            self.features_extractor.train(mode)
 
     def mean_sigma(self) -> float:
         """:return: mean of ``|sigma|`` over all weights and biases of the noisy layers; 0 without any"""

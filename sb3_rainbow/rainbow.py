@@ -355,7 +355,7 @@ class RainbowDQN(DQN):
     def _outputs(self, q_net: NoisyQNetwork, observations: Any, relative: bool = False) -> th.Tensor:
         """Under new noise, ``[batch, n_actions, n_atoms]`` float32."""
         q_net.reset_noise()
-        q_net.features_extractor.train(q_net.training and th.is_grad_enabled())  # BatchNorm, Dropout: only where it learns
+        q_net.train_features(th.is_grad_enabled())
         with th.autocast(self.device.type, th.bfloat16, enabled=self.amp == "bf16"):
             return q_net(observations, deterministic=False, relative=relative, by_atom=True).float()
 
