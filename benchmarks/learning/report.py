@@ -174,7 +174,8 @@ def draw_curves(
 
 
 def draw_scores(
-    games: dict[str, dict[str, list[np.ndarray]]],
+    scores: dict[str, dict[str, list[float]]],
+    means: dict[str, dict[str, tuple[float, float, float]]],
     over_all: dict[str, tuple[float, float, float]],
     labels: Sequence[str],
     reference: str,
@@ -184,34 +185,31 @@ def draw_scores(
     One picture per environment: mean score of each seed, their mean, and its interval over seeds and games. In a last one the
     interquartile means over all games.
 
-    :param games: by environment and label, for each seed its scores
+    :param scores: by environment and label: mean score of each seed
+    :param means: by environment and label: their mean, and the ends of its interval
     :param over_all: by label: the interquartile mean, and the ends of its interval; empty for none
     :param labels: each once
     :param reference: label whose means are dotted lines; empty for none
     :param path: without its ending
     """
-    panels = len(games) + bool(over_all)
+    pictures = means | ({"over all games, IQM": over_all} if over_all else {})
+    panels = len(pictures)
     columns = min(3, panels)
     rows = -(-panels // columns)
     size = (3.6 * columns + 1.2, (0.28 * len(labels) + 1) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True, layout="constrained")
     for axis in axes.flat[panels:]:
         axis.axis("off")
-    values = {
-        env: {label: (float(np.mean(seeds)), *interval_of_mean(seeds)) for label, seeds in of_env.items()}
-        for env, of_env in games.items()
-    }
-    pictures = [*values.items(), *([("over all games, IQM", over_all)] if over_all else [])]
-    for (title, of_labels), axis in zip(pictures, axes.flat, strict=False):
+    for (title, of_labels), axis in zip(pictures.items(), axes.flat, strict=False):
         for label, (middle, low, high) in of_labels.items():
             i = labels.index(label)
             axis.plot([low, high], [i, i], color=f"C{i}", linewidth=8, alpha=0.3, solid_capstyle="butt")
             axis.plot([middle, middle], [i - 0.3, i + 0.3], color=f"C{i}", linewidth=2)
-            seeds = [scores.mean() for scores in games.get(title, {}).get(label, [])]
+            seeds = scores.get(title, {}).get(label, [])
             axis.plot(seeds, [i] * len(seeds), "o", color=f"C{i}", markersize=4)
         if reference in of_labels:
             axis.axvline(of_labels[reference][0], color="grey", linewidth=0.8, linestyle=":")
-        unit = "score" if title in games else f"score over {reference}'s mean"
+        unit = "score" if title in scores else f"score over {reference}'s mean"
         axis.set(title=title, xlabel=unit, yticks=range(len(labels)), yticklabels=labels)
         axis.grid(axis="x", alpha=0.3)
     axes[0, 0].invert_yaxis()  # all share it
@@ -231,17 +229,20 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
     scores = {key: float(of_run.mean()) for key, of_run in games.items()}
     curves = {run.name: curve(run) for run in runs}
     lines = []
-    by_env: dict[str, dict[str, list[np.ndarray]]] = {}
+    values_by_env: dict[str, dict[str, list[float]]] = {}
+    means_by_env: dict[str, dict[str, tuple[float, float, float]]] = {env: {} for env in envs}
     for env in envs:
         of_env: dict[str, list[Run]] = {label: [] for label in labels}
         for run in runs:
             if run.env == env:
                 of_env[run.label].append(run)
         values = {label: [scores[env, label, run.seed] for run in of_label] for label, of_label in of_env.items() if of_label}
-        by_env[env] = {label: [games[env, label, run.seed] for run in of_env[label]] for label in values}
+        values_by_env[env] = values
         means = interquartile_means({label: np.array(of_label)[:, None] for label, of_label in values.items()})
         for label, (middle, low, high) in means.items():
-            mean = f"{np.mean(values[label]):.1f} ({interval(*interval_of_mean(by_env[env][label]))})"
+            ends = interval_of_mean([games[env, label, run.seed] for run in of_env[label]])
+            means_by_env[env][label] = float(np.mean(values[label])), *ends
+            mean = f"{np.mean(values[label]):.1f} ({interval(*ends)})"
             each = ", ".join(f"{score:.1f}" for score in values[label])
             late = ", ".join(f"{curves[run.name][-POINTS // 10 :].mean():.1f}" for run in of_env[label])
             lines.append([env, label, str(len(values[label])), f"{middle:.2f}", interval(low, high), mean, each, late])
@@ -277,7 +278,7 @@ def report(runs: Sequence[Run], reference: str, milestone: float, path: Path) ->
             for label, (middle, low, high) in over_all.items()
         ]
         parts.append(table(["over all games", "seeds", f"IQM of the scores over {reference}'s mean", "95% interval"], rows))
-    draw_scores(by_env, over_all, labels, reference, path / "scores")
+    draw_scores(values_by_env, means_by_env, over_all, labels, reference, path / "scores")
     parts.append("![scores](scores.png)\n")
     dotted = f"; dotted: the mean of {reference}." if reference else "."
     parts.append(f"Dots: seeds; line and bar: their mean and its 95% interval over seeds and games{dotted}\n")
